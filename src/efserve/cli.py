@@ -1,0 +1,52 @@
+"""The `efserve` command: finds subcommands without importing them, and turns errors into a sentence and an exit code."""
+
+import importlib
+import sys
+
+import click
+
+from efserve import __version__
+from efserve.errors import EfserveError
+
+# name -> short help, so that `efserve --help` imports no command
+COMMANDS = {
+    "convert": "Convert a model to TorchScript and ONNX, with a parity report.",
+    "infer": "Run a model on images or arrays and print the top classes.",
+    "serve": "Serve a model repository over the KServe v2 protocol.",
+    "bench": "Measure a server under load; starts one itself without --url.",
+    "profile": "Measure latency over batch sizes and shares of the device.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are run or asked for help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"efserve.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except EfserveError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except BrokenPipeError:  # the reader of our output has gone: nothing is left to say, nor anybody to say it to
+            sys.stderr.close()
+            ctx.exit(1)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="efserve")
+def main() -> None:
+    """Convert, profile, serve and benchmark deep-learning models on one machine."""

@@ -1,0 +1,18 @@
+"""Devices and the parts of them that a worker may be given."""
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A share of one device. On the CPU: `threads` engine threads, pinned to `cores` unless that is empty."""
+
+    device: str = "cpu"
+    threads: int = 1
+    cores: tuple[int, ...] = ()
+
+
+def available_cores() -> tuple[int, ...]:
+    """Cores that this process may run on, in ascending order."""
+    return tuple(sorted(os.sched_getaffinity(0)))

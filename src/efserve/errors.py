@@ -1,0 +1,70 @@
+"""Every error that efserve raises on purpose.
+
+The tree has two halves: what the caller did (`ClientError`) and what we did (`ServerError`). `http_status` is the answer
+on the v2 port, `exit_code` the end of a command. A message says what, which value, what was expected, what to do next.
+"""
+
+
+class EfserveError(Exception):
+    """Root of the tree; its text is shown to users as it is."""
+
+    http_status = 500
+    exit_code = 1
+
+
+class ClientError(EfserveError):
+    """The caller asked for something that cannot be done."""
+
+    http_status = 400
+
+
+class UsageError(ClientError):
+    """A command line, an option or a file given to a command is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(ClientError):
+    """A model repository, a `config.pbtxt` or a file in it is wrong."""
+
+
+class InvalidRequest(ClientError):
+    """An inference or control request breaks the protocol or does not fit the model."""
+
+
+class NotFound(ClientError):
+    """No such model, version or route."""
+
+    http_status = 404
+
+
+class Unsupported(ClientError):
+    """The protocol knows it, efserve does not."""
+
+    http_status = 501
+
+
+class ServerError(EfserveError):
+    """Something on our side failed."""
+
+
+class Unavailable(ServerError):
+    """Not now: the queue is full, the request waited too long, or the model is not ready."""
+
+    http_status = 503
+
+
+class LoadFailed(ServerError):
+    """An engine could not load a model, or its worker died while starting."""
+
+
+class InferenceFailed(ServerError):
+    """The model raised while it ran, or answered with tensors that its config does not allow."""
+
+
+class ConversionFailed(ServerError):
+    """A model could not be converted, or a converted file differs too much from its source."""
+
+
+class MeasurementFailed(ServerError):
+    """A benchmark or profile could not be taken."""

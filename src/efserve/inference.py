@@ -1,0 +1,44 @@
+"""What travels through the server: an inference request and its outcome.
+
+A request is decoded once, by a codec, into the order of the model's inputs; from there on nobody looks at names. Its
+`done` is called exactly once, with the output tensors or with the error.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from efserve.errors import EfserveError
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One output of one request: wire bytes of shape `shape` (batch included where the model batches)."""
+
+    shape: tuple[int, ...]
+    data: bytes
+
+
+Outputs = tuple[OutputTensor, ...]  # in the order of the model's outputs
+Outcome = Outputs | EfserveError
+
+
+@dataclass(slots=True, eq=False)
+class InferRequest:
+    """One request for one model, valid for it: shapes, datatypes and sizes have been checked.
+
+    `tensors` and `shapes` follow the order of the model's inputs. `shape_key` is equal for two requests exactly when
+    their rows may share a batch. Times are `time.monotonic_ns()`.
+    """
+
+    tensors: tuple[Buffer, ...]  # wire bytes, little-endian, row-major
+    shapes: tuple[tuple[int, ...], ...]  # batch included where the model batches
+    rows: int  # 1 where the model does not batch
+    shape_key: object
+    done: Callable[[Outcome], None]
+    timeout_us: int = 0  # the request's own; 0: the model's queue policy decides
+    arrival_ns: int = 0
+    deadline_ns: int | None = None
+    retried: bool = False
+    cancelled: bool = False

@@ -1,0 +1,150 @@
+"""What is known of a model before it runs: its config in Triton's terms, and the signature of its file.
+
+Owns the values and the rules that complete a config from a file. Reading `config.pbtxt` and writing the protocol's
+JSON is `pbtxt.py`; finding models on disk is `repository.py`.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from efserve.errors import ConfigError
+from efserve.tensors import Shape, TensorSpec
+
+DEFAULT_MAX_BATCH = 4  # Triton's own default for a completed config
+
+TimeoutAction = Literal["REJECT", "DELAY"]
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """`default_queue_policy`: what may wait, how many requests (0: no limit) and how long (0: for ever)."""
+
+    max_queue_size: int = 0
+    default_timeout_us: int = 0
+    timeout_action: TimeoutAction = "REJECT"
+    allow_timeout_override: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicBatching:
+    """`dynamic_batching`: how requests are gathered into one batch."""
+
+    preferred_batch_sizes: tuple[int, ...] = ()
+    max_queue_delay_us: int = 0
+    queue_policy: QueuePolicy = QueuePolicy()
+
+
+@dataclass(frozen=True, slots=True)
+class VersionPolicy:
+    """`version_policy`: the `latest` N versions, or the `specific` ones, or (both empty) all."""
+
+    latest: int = 1
+    specific: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Triton's ModelConfig, as far as efserve supports it.
+
+    `inputs` and `outputs` have no batch dimension when `max_batch_size` >= 1; with 0 the model does not batch and the
+    dims are the tensor's own. Without `dynamic_batching` no two requests share a batch.
+    """
+
+    name: str
+    engine: str = ""  # onnx, torchscript, python; empty: decided by the files of the version
+    max_batch_size: int = 0
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    dynamic_batching: DynamicBatching | None = None
+    instance_count: int = 0  # 0: not said
+    version_policy: VersionPolicy = VersionPolicy()
+    default_model_filename: str = ""
+    label_filenames: dict[str, str] = field(default_factory=dict)  # output name -> file in the model's folder
+    parameters: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def batches(self) -> bool:
+        """True when tensors carry a batch dimension in front of `dims`."""
+        return self.max_batch_size >= 1
+
+    @property
+    def max_rows(self) -> int:
+        """Most rows that one execution may have."""
+        return max(1, self.max_batch_size)
+
+    def input_shape(self, spec: TensorSpec) -> Shape:
+        """Shape of an input or output as clients see it: with -1 in front where the model batches."""
+        return (-1, *spec.dims) if self.batches else spec.dims
+
+
+@dataclass(frozen=True, slots=True)
+class FileSignature:
+    """Inputs and outputs as the model file tells them, shapes whole; empty where the file tells nothing (TorchScript)."""
+
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+
+
+def complete(config: ModelConfig, file: FileSignature, max_batch: int = DEFAULT_MAX_BATCH) -> ModelConfig:
+    """The config with what it is silent about taken from the model file, checked against the file where it is not.
+
+    A config without inputs gets `max_batch_size` = `max_batch` and dynamic batching when every tensor's first
+    dimension is free, as Triton completes ONNX models. Raises ConfigError where config and file contradict each other,
+    or where neither says what the tensors are.
+    """
+    if not file.inputs:
+        if not (config.inputs and config.outputs):
+            raise ConfigError(
+                f"config of '{config.name}': its file holds no tensor names and shapes, so config.pbtxt must list "
+                "'input' and 'output'; `efserve convert` writes them"
+            )
+        return config
+    if config.inputs and config.outputs:
+        _check_specs(config, "input", config.inputs, file.inputs)
+        _check_specs(config, "output", config.outputs, file.outputs)
+        return config
+    can_batch = all(spec.dims and spec.dims[0] == -1 for spec in (*file.inputs, *file.outputs))
+    if config.max_batch_size == 0 and not config.inputs and not config.outputs and can_batch:
+        dynamic = config.dynamic_batching or DynamicBatching()
+        config = replace(config, max_batch_size=max_batch, dynamic_batching=dynamic)
+    if config.batches and not can_batch:
+        raise ConfigError(
+            f"config of '{config.name}': max_batch_size is {config.max_batch_size}, but the model file fixes the first "
+            "dimension of its tensors; set max_batch_size: 0 or export the model with a free batch dimension"
+        )
+    skip = 1 if config.batches else 0
+    filled = replace(
+        config,
+        inputs=config.inputs or tuple(TensorSpec(s.name, s.datatype, s.dims[skip:]) for s in file.inputs),
+        outputs=config.outputs or tuple(TensorSpec(s.name, s.datatype, s.dims[skip:]) for s in file.outputs),
+    )
+    return complete(filled, file, max_batch)
+
+
+def _check_specs(config: ModelConfig, kind: str, stated: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> None:
+    by_name = {spec.name: spec for spec in found}
+    for spec in stated:
+        actual = by_name.pop(spec.name, None)
+        if actual is None:
+            names = ", ".join(s.name for s in found)
+            raise ConfigError(
+                f"config of '{config.name}': {kind} '{spec.name}' is not in the model file, which has {names}"
+            )
+        if actual.datatype != spec.datatype:
+            raise ConfigError(
+                f"config of '{config.name}': {kind} '{spec.name}' is {spec.datatype}, the model file says {actual.datatype}"
+            )
+        whole = config.input_shape(spec)
+        fits = len(whole) == len(actual.dims) and all(
+            a == -1 or s in (-1, a) for s, a in zip(whole, actual.dims, strict=True)
+        )
+        if not fits:
+            raise ConfigError(
+                f"config of '{config.name}': {kind} '{spec.name}' has shape {list(whole)} (batch included), the model "
+                f"file says {list(actual.dims)}"
+            )
+    if kind == "input" and by_name:
+        missing = ", ".join(by_name)
+        raise ConfigError(
+            f"config of '{config.name}': the model file also needs input {missing}; add it to config.pbtxt"
+        )
