@@ -1,4 +1,4 @@
-"""The `efserve` command: finds subcommands without importing them, and turns errors into a sentence and an exit code."""
+"""The `efserve` command: finds subcommands without importing them; turns errors into a sentence and an exit code."""
 
 import importlib
 import sys

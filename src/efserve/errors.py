@@ -1,7 +1,7 @@
 """Every error that efserve raises on purpose.
 
-The tree has two halves: what the caller did (`ClientError`) and what we did (`ServerError`). `http_status` is the answer
-on the v2 port, `exit_code` the end of a command. A message says what, which value, what was expected, what to do next.
+The tree has two halves: what the caller did (`ClientError`) and what we did (`ServerError`). `http_status` is the
+answer on the v2 port, `exit_code` the end of a command. A message says what, which value, what was expected, what next.
 """
 
 

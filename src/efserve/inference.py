@@ -6,6 +6,7 @@ A request is decoded once, by a codec, into the order of the model's inputs; fro
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from efserve.errors import EfserveError
 
@@ -42,3 +43,12 @@ class InferRequest:
     deadline_ns: int | None = None
     retried: bool = False
     cancelled: bool = False
+
+
+class BatchTiming(NamedTuple):
+    """When one batch went through its worker, as `time.monotonic_ns()` stamps, which all processes share."""
+
+    start_ns: int
+    input_ns: int  # the inputs are arrays
+    infer_ns: int  # the engine has answered
+    output_ns: int  # the outputs are in shared memory

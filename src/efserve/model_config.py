@@ -79,7 +79,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class FileSignature:
-    """Inputs and outputs as the model file tells them, shapes whole; empty where the file tells nothing (TorchScript)."""
+    """Inputs and outputs as the model file tells them, shapes whole; empty where it tells nothing (TorchScript)."""
 
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
@@ -132,7 +132,8 @@ def _check_specs(config: ModelConfig, kind: str, stated: tuple[TensorSpec, ...],
             )
         if actual.datatype != spec.datatype:
             raise ConfigError(
-                f"config of '{config.name}': {kind} '{spec.name}' is {spec.datatype}, the model file says {actual.datatype}"
+                f"config of '{config.name}': {kind} '{spec.name}' is {spec.datatype}, "
+                f"the model file says {actual.datatype}"
             )
         whole = config.input_shape(spec)
         fits = len(whole) == len(actual.dims) and all(

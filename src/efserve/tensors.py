@@ -118,7 +118,7 @@ def to_wire(array: Array) -> bytes | memoryview:
     if array.dtype.kind in "OSU":
         return encode_bytes([_element(value) for value in array.ravel()])
     contiguous = np.ascontiguousarray(array)
-    return memoryview(contiguous.reshape(-1).view(np.uint8)) if contiguous.size else b""
+    return contiguous.reshape(-1).view(np.uint8).data if contiguous.size else b""
 
 
 def _element(value: object) -> bytes:

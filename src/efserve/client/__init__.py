@@ -1,0 +1,1 @@
+"""Asynchronous v2 clients, for benchmarks and tests."""

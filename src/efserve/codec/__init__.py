@@ -1,0 +1,1 @@
+"""Wire formats of the v2 protocol, without I/O."""

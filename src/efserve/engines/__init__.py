@@ -1,0 +1,1 @@
+"""What runs a model file; imported only inside a worker process."""

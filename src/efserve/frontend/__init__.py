@@ -1,0 +1,1 @@
+"""What listens: the v2 HTTP port and the metrics port."""

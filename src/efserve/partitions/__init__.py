@@ -1,0 +1,1 @@
+"""Making a partition real for the process that runs in it."""

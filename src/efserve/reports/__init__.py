@@ -1,0 +1,1 @@
+"""Result files made readable: tables, CSV, plots."""

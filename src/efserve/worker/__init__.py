@@ -1,0 +1,1 @@
+"""Worker processes: the parent's handle and the child's life."""
