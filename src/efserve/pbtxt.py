@@ -1,0 +1,247 @@
+"""Triton's ModelConfig as text and as JSON: reads `config.pbtxt`, writes what the protocol's config call answers.
+
+Every field that efserve does not honour is an error that names it; nothing is ignored silently.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format, text_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from tritonclient.grpc import model_config_pb2 as pb
+
+from efserve.errors import ConfigError
+from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy, VersionPolicy
+from efserve.tensors import TensorSpec
+
+# What a config may say; {} ends a branch: a scalar, or a message of which every field is honoured.
+_Fields = Mapping[str, "_Fields"]
+_QUEUE_POLICY: _Fields = {
+    "timeout_action": {},
+    "default_timeout_microseconds": {},
+    "allow_timeout_override": {},
+    "max_queue_size": {},
+}
+_SUPPORTED: _Fields = {
+    "name": {},
+    "platform": {},
+    "backend": {},
+    "max_batch_size": {},
+    "input": {"name": {}, "data_type": {}, "dims": {}},
+    "output": {"name": {}, "data_type": {}, "dims": {}, "label_filename": {}},
+    "version_policy": {},
+    "instance_group": {"name": {}, "kind": {}, "count": {}},
+    "dynamic_batching": {
+        "preferred_batch_size": {},
+        "max_queue_delay_microseconds": {},
+        "default_queue_policy": _QUEUE_POLICY,
+    },
+    "default_model_filename": {},
+    "parameters": {},
+}
+# (platform, backend) as Triton names them
+_TRITON_NAMES = {
+    "onnx": ("onnxruntime_onnx", "onnxruntime"),
+    "torchscript": ("pytorch_libtorch", "pytorch"),
+    "python": ("", "python"),
+}
+_ENGINES = {name: engine for engine, names in _TRITON_NAMES.items() for name in names if name}
+_KINDS = (pb.ModelInstanceGroup.KIND_AUTO, pb.ModelInstanceGroup.KIND_CPU)
+
+
+def read_config(path: Path, name: str) -> ModelConfig:
+    """The config in the file at `path` of the model whose folder is called `name`.
+
+    Raises ConfigError for text that does not parse, fields that efserve does not support, or values out of range.
+    """
+    try:
+        return parse_config(path.read_text(encoding="utf-8"), name)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"config.pbtxt of '{name}' cannot be read: {exc}") from exc
+
+
+def parse_config(text: str, name: str) -> ModelConfig:
+    """The config that `text` (protobuf text format) gives for the model `name`; errors as in `read_config`."""
+    message = pb.ModelConfig()
+    try:
+        text_format.Parse(text, message)
+    except text_format.ParseError as exc:
+        raise ConfigError(f"config.pbtxt of '{name}', line:column {exc}") from exc
+    for field in _unsupported(message, _SUPPORTED):
+        raise ConfigError(f"config.pbtxt of '{name}': field '{field}' is not supported by efserve; remove it")
+    if message.name not in ("", name):
+        raise ConfigError(f"config.pbtxt of '{name}': name is '{message.name}', but the model's folder is '{name}'")
+    if message.max_batch_size < 0:
+        raise ConfigError(f"config.pbtxt of '{name}': max_batch_size is {message.max_batch_size}, expected 0 or more")
+    return ModelConfig(
+        name=name,
+        engine=_engine(message, name),
+        max_batch_size=message.max_batch_size,
+        inputs=tuple(_spec(tensor, name) for tensor in message.input),
+        outputs=tuple(_spec(tensor, name) for tensor in message.output),
+        dynamic_batching=_dynamic_batching(message, name),
+        instance_count=_instance_count(message, name),
+        version_policy=_version_policy(message, name),
+        default_model_filename=message.default_model_filename,
+        label_filenames={tensor.name: tensor.label_filename for tensor in message.output if tensor.label_filename},
+        parameters={key: value.string_value for key, value in message.parameters.items()},
+    )
+
+
+def config_json(config: ModelConfig) -> dict[str, Any]:
+    """ModelConfig as the protocol's JSON: proto field names, unset scalars printed, 64-bit integers as numbers."""
+    message = config_message(config)
+    printed = json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return _numbers(message.DESCRIPTOR, printed)
+
+
+def config_message(config: ModelConfig) -> Any:
+    """ModelConfig as the protobuf message that Triton's clients know."""
+    platform, backend = _TRITON_NAMES.get(config.engine, ("", config.engine))
+    message = pb.ModelConfig(
+        name=config.name,
+        platform=platform,
+        backend=backend,
+        max_batch_size=config.max_batch_size,
+        default_model_filename=config.default_model_filename,
+    )
+    for spec in config.inputs:
+        message.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.dims)
+    for spec in config.outputs:
+        labels = config.label_filenames.get(spec.name, "")
+        message.output.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.dims, label_filename=labels)
+    if config.version_policy.specific:
+        message.version_policy.specific.versions.extend(config.version_policy.specific)
+    elif config.version_policy.latest:
+        message.version_policy.latest.num_versions = config.version_policy.latest
+    else:
+        message.version_policy.all.SetInParent()
+    message.instance_group.add(
+        name=f"{config.name}_0", count=max(1, config.instance_count), kind=pb.ModelInstanceGroup.KIND_CPU
+    )
+    if (batching := config.dynamic_batching) is not None:
+        message.dynamic_batching.preferred_batch_size.extend(batching.preferred_batch_sizes)
+        message.dynamic_batching.max_queue_delay_microseconds = batching.max_queue_delay_us
+        if batching.queue_policy != QueuePolicy():
+            policy = message.dynamic_batching.default_queue_policy
+            policy.max_queue_size = batching.queue_policy.max_queue_size
+            policy.default_timeout_microseconds = batching.queue_policy.default_timeout_us
+            policy.timeout_action = pb.ModelQueuePolicy.TimeoutAction.Value(batching.queue_policy.timeout_action)
+            policy.allow_timeout_override = batching.queue_policy.allow_timeout_override
+    for key, value in config.parameters.items():
+        message.parameters[key].string_value = value
+    return message
+
+
+def _unsupported(message: Message, supported: _Fields, prefix: str = "") -> Iterator[str]:
+    for field, value in message.ListFields():
+        path = f"{prefix}{field.name}"
+        if field.name not in supported:
+            yield path
+        elif inner := supported[field.name]:
+            for part in value if _is_repeated(field) else (value,):
+                yield from _unsupported(part, inner, f"{path}.")
+
+
+def _is_repeated(field: FieldDescriptor) -> bool:
+    return bool(field.is_repeated)
+
+
+def _engine(message: Any, name: str) -> str:
+    engines = set()
+    for kind in ("platform", "backend"):
+        if value := getattr(message, kind):
+            if value not in _ENGINES:
+                known = ", ".join(sorted(_ENGINES))
+                raise ConfigError(f"config.pbtxt of '{name}': {kind} '{value}' is not known; efserve has {known}")
+            engines.add(_ENGINES[value])
+    if len(engines) > 1:
+        raise ConfigError(
+            f"config.pbtxt of '{name}': platform '{message.platform}' and backend '{message.backend}' are two engines"
+        )
+    return engines.pop() if engines else ""
+
+
+def _spec(tensor: Any, model: str) -> TensorSpec:
+    if not tensor.name:
+        raise ConfigError(f"config.pbtxt of '{model}': an input or output has no name")
+    if tensor.data_type == pb.TYPE_INVALID:
+        raise ConfigError(f"config.pbtxt of '{model}': tensor '{tensor.name}' has no data_type, such as TYPE_FP32")
+    bad = next((dim for dim in tensor.dims if dim < -1), None)
+    if bad is not None:
+        raise ConfigError(f"config.pbtxt of '{model}': tensor '{tensor.name}' has dimension {bad}, expected -1 or more")
+    datatype = pb.DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    return TensorSpec(tensor.name, "BYTES" if datatype == "STRING" else datatype, tuple(tensor.dims))
+
+
+def _data_type(datatype: str) -> int:
+    return int(pb.DataType.Value("TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"))
+
+
+def _dynamic_batching(message: Any, name: str) -> DynamicBatching | None:
+    if not message.HasField("dynamic_batching"):
+        return None
+    if message.max_batch_size == 0 and message.input:
+        raise ConfigError(f"config.pbtxt of '{name}': dynamic_batching needs max_batch_size of 1 or more")
+    batching = message.dynamic_batching
+    preferred = tuple(sorted(set(batching.preferred_batch_size)))
+    if preferred and (preferred[0] < 1 or preferred[-1] > (message.max_batch_size or preferred[-1])):
+        raise ConfigError(
+            f"config.pbtxt of '{name}': preferred_batch_size {list(preferred)} must lie between 1 and "
+            f"max_batch_size {message.max_batch_size}"
+        )
+    policy = batching.default_queue_policy
+    return DynamicBatching(
+        preferred_batch_sizes=preferred,
+        max_queue_delay_us=batching.max_queue_delay_microseconds,
+        queue_policy=QueuePolicy(
+            max_queue_size=policy.max_queue_size,
+            default_timeout_us=policy.default_timeout_microseconds,
+            timeout_action="DELAY" if policy.timeout_action == pb.ModelQueuePolicy.DELAY else "REJECT",
+            allow_timeout_override=policy.allow_timeout_override,
+        ),
+    )
+
+
+def _instance_count(message: Any, name: str) -> int:
+    """Sum over the groups; a group without a count has one instance, as in Triton."""
+    for group in message.instance_group:
+        if group.kind not in _KINDS:
+            kind = pb.ModelInstanceGroup.Kind.Name(group.kind)
+            raise ConfigError(f"config.pbtxt of '{name}': instance_group kind {kind} is not supported; use KIND_CPU")
+        if group.count < 0:
+            raise ConfigError(f"config.pbtxt of '{name}': instance_group count is {group.count}, expected 1 or more")
+    return sum(max(1, group.count) for group in message.instance_group)
+
+
+def _version_policy(message: Any, name: str) -> VersionPolicy:
+    policy = message.version_policy
+    match policy.WhichOneof("policy_choice"):
+        case "all":
+            return VersionPolicy(latest=0)
+        case "specific":
+            if not policy.specific.versions:
+                raise ConfigError(f"config.pbtxt of '{name}': version_policy specific lists no versions")
+            return VersionPolicy(latest=0, specific=tuple(policy.specific.versions))
+        case "latest":
+            return VersionPolicy(latest=max(1, policy.latest.num_versions))
+        case _:
+            return VersionPolicy()
+
+
+def _numbers(descriptor: Any, printed: dict[str, Any]) -> dict[str, Any]:
+    """Turns the strings that json_format prints for 64-bit integers back into numbers, in place."""
+    for field in descriptor.fields:
+        if field.name not in printed:
+            continue
+        value = printed[field.name]
+        if field.cpp_type in (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64):
+            printed[field.name] = [int(v) for v in value] if isinstance(value, list) else int(value)
+        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            for part in value if isinstance(value, list) else [value]:
+                _numbers(field.message_type, part)
+    return printed

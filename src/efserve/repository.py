@@ -1,0 +1,140 @@
+"""A model repository on disk: which models, versions and engine files there are.
+
+Layout as Triton's: `<repository>/<model>/config.pbtxt` (optional) and `<model>/<version>/model.onnx | model.pt |
+model.py`. Reads directories and configs; loads no model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from efserve.errors import ConfigError, EfserveError, NotFound, UsageError
+from efserve.model_config import ModelConfig
+from efserve.pbtxt import read_config
+
+# engine -> its file in a version folder, in the order in which they are preferred
+ENGINE_FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "python": "model.py"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One version folder and the engine that is to run it."""
+
+    model: str
+    version: str
+    folder: Path
+    engine: str
+    config: ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """One model of a repository: its config as written and its versions in ascending order."""
+
+    name: str
+    path: Path
+    config: ModelConfig
+    versions: tuple[int, ...]
+
+    def served_versions(self) -> tuple[int, ...]:
+        """Versions that the config's `version_policy` selects, ascending."""
+        policy = self.config.version_policy
+        if policy.specific:
+            return tuple(v for v in self.versions if v in policy.specific)
+        return self.versions[-policy.latest :] if policy.latest else self.versions
+
+    def engines(self, version: int) -> tuple[str, ...]:
+        """Engines that have a file in the version's folder, preferred first."""
+        folder = self.path / str(version)
+        return tuple(engine for engine in ENGINE_FILES if (folder / self.filename(engine)).is_file())
+
+    def filename(self, engine: str) -> str:
+        """Name of the engine's model file: the config's own for its engine, `model.<suffix>` else."""
+        default = self.config.default_model_filename
+        return default if default and self._is_config_engine(engine) else ENGINE_FILES[engine]
+
+    def _is_config_engine(self, engine: str) -> bool:
+        suffix = Path(self.config.default_model_filename).suffix
+        return engine == (self.config.engine or next((e for e, f in ENGINE_FILES.items() if f.endswith(suffix)), ""))
+
+    def resolve(self, version: int, engine: str = "") -> ModelVersion:
+        """The version with its engine decided: the one asked for, else the config's, else the first with a file."""
+        available = self.engines(version)
+        chosen = engine or self.config.engine or next(iter(available), "")
+        folder = self.path / str(version)
+        if not chosen:
+            names = ", ".join(ENGINE_FILES.values())
+            raise ConfigError(
+                f"version {version} of '{self.name}' has no model file; expected one of {names} in {folder}"
+            )
+        if chosen not in available:
+            has = ", ".join(available) or "none"
+            raise ConfigError(
+                f"version {version} of '{self.name}' has no {self.filename(chosen)} for engine {chosen}; "
+                f"it has files for: {has}"
+            )
+        return ModelVersion(self.name, str(version), folder, chosen, self.config)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a walk over repositories found: usable models, and the error of each that is not."""
+
+    models: tuple[ModelFolder, ...]
+    errors: dict[str, EfserveError]
+
+
+def scan(repositories: Sequence[Path], names: Sequence[str] = ()) -> Scan:
+    """All models of the repositories, or those named.
+
+    Raises UsageError for a repository that is no folder, NotFound for a name that none of them holds, ConfigError when
+    two hold the same model.
+    """
+    folders: dict[str, Path] = {}
+    for repository in repositories:
+        if not repository.is_dir():
+            raise UsageError(f"model repository {repository} is not a folder; name one with --model-repository")
+        for path in sorted(repository.iterdir()):
+            if not path.is_dir() or path.name.startswith((".", "_")):
+                continue
+            if path.name in folders:
+                raise ConfigError(f"model '{path.name}' is in two repositories: {folders[path.name]} and {path}")
+            folders[path.name] = path
+    for name in names:
+        if name not in folders:
+            known = ", ".join(folders) or "none"
+            where = ", ".join(str(repository) for repository in repositories)
+            raise NotFound(f"model '{name}' is not in {where}; it has: {known}")
+    models: list[ModelFolder] = []
+    errors: dict[str, EfserveError] = {}
+    for name in names or folders:
+        try:
+            models.append(read_model(folders[name]))
+        except ConfigError as exc:
+            errors[name] = exc
+    return Scan(tuple(models), errors)
+
+
+def read_model(path: Path) -> ModelFolder:
+    """The model whose folder is `path`; raises ConfigError when its config is wrong or it has no versions."""
+    config_path = path / "config.pbtxt"
+    config = read_config(config_path, path.name) if config_path.is_file() else ModelConfig(path.name)
+    versions = sorted(int(child.name) for child in path.iterdir() if child.is_dir() and _is_version(child.name))
+    if not versions:
+        raise ConfigError(f"model '{path.name}' has no version folder; expected {path}/1 with a model file in it")
+    return ModelFolder(path.name, path, config, tuple(versions))
+
+
+def read_labels(folder: Path, config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Labels per output, from the files that `label_filename` names; raises ConfigError for one that is missing."""
+    labels = {}
+    for output, filename in config.label_filenames.items():
+        try:
+            labels[output] = tuple((folder / filename).read_text(encoding="utf-8").splitlines())
+        except OSError as exc:
+            raise ConfigError(f"label file of output '{output}' of '{config.name}' cannot be read: {exc}") from exc
+    return labels
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdigit() and not name.startswith("0")

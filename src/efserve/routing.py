@@ -1,0 +1,172 @@
+"""The router of one model version: requests, workers, deaths and deadlines go in; what to do comes out.
+
+Pure and synchronous. Knows workers by number and their slots, not their processes; the server and the simulator carry
+out its actions. Each request that goes in comes out exactly once: sent, failed, or sent again after a death.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from efserve.batching import BatchQueue
+from efserve.errors import EfserveError, Unavailable
+from efserve.inference import InferRequest
+from efserve.model_config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Write the batch into the worker's slot and let it run."""
+
+    worker: int
+    slot: int
+    batch: list[InferRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Answer the request with the error."""
+
+    request: InferRequest
+    error: EfserveError
+
+
+Action = Send | Fail
+
+
+class _WorkerSlots:
+    """Free slots of a worker, and the batches that it holds."""
+
+    __slots__ = ("free", "running")
+
+    def __init__(self, slots: int) -> None:
+        self.free = list(range(slots))
+        self.running: dict[int, list[InferRequest]] = {}
+
+
+class Router:
+    """Decides for one model version.
+
+    Invariant: a request is in the queue, or in exactly one slot of one worker, or has left.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._name = config.name
+        self._queue = BatchQueue(config.max_rows, config.dynamic_batching)
+        self._workers: dict[int, _WorkerSlots] = {}
+        self._closed: EfserveError | None = None
+        self._may_start = True  # a worker is running or will be: requests may wait for it
+
+    def __repr__(self) -> str:
+        return f"<Router {self._name}: {len(self._queue)} queued, {self.in_flight} in flight, {len(self._workers)} workers>"
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that a worker holds."""
+        return sum(len(batch) for worker in self._workers.values() for batch in worker.running.values())
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for a worker."""
+        return len(self._queue)
+
+    def add(self, request: InferRequest, now_ns: int) -> Sequence[Action]:
+        """A request has arrived."""
+        request.arrival_ns = now_ns
+        if self._closed is not None:
+            return (Fail(request, self._closed),)
+        if not self._queue.add(request):
+            return (Fail(request, Unavailable("Exceeds maximum queue size")),)
+        return self._dispatch(now_ns)
+
+    def worker_ready(self, worker: int, slots: int, now_ns: int) -> Sequence[Action]:
+        """A worker can take batches, as many at once as it has slots."""
+        assert worker not in self._workers
+        self._workers[worker] = _WorkerSlots(slots)
+        return self._dispatch(now_ns)
+
+    def batch_done(self, worker: int, slot: int, now_ns: int) -> tuple[list[InferRequest], Sequence[Action]]:
+        """The worker has answered a batch: its requests, for the owner to answer, and what to do next."""
+        slots = self._workers[worker]
+        batch = slots.running.pop(slot)
+        slots.free.append(slot)
+        return batch, self._dispatch(now_ns)
+
+    def worker_dead(self, worker: int, now_ns: int) -> Sequence[Action]:
+        """A worker is gone: its requests run once more elsewhere, those that have done so already fail."""
+        held = self._workers.pop(worker, None)
+        if held is None:
+            return ()
+        lost = [request for batch in held.running.values() for request in batch]
+        again = [request for request in lost if not request.retried]
+        failed = [request for request in lost if request.retried]
+        for request in again:
+            request.retried = True
+        self._queue.put_back(again)
+        error = Unavailable(f"the worker of '{self._name}' died twice while this request was running")
+        return (*(Fail(request, error) for request in failed), *self._dispatch(now_ns))
+
+    def close(self, error: EfserveError) -> Sequence[Action]:
+        """No request is taken any more and none that waits will run; batches in flight go on."""
+        self._closed = error
+        return tuple(Fail(request, error) for request in self._queue.drain())
+
+    def reopen(self) -> None:
+        """Requests are taken again."""
+        self._closed = None
+
+    def tick(self, now_ns: int) -> Sequence[Action]:
+        """Time has passed: `due_ns` has come."""
+        return self._dispatch(now_ns)
+
+    def due_ns(self) -> int | None:
+        """When `tick` is wanted; None: only when something happens. Delays matter only while a slot is free."""
+        return self._queue.due_ns()
+
+    def _dispatch(self, now_ns: int) -> Sequence[Action]:
+        actions: list[Action] = []
+        queue = self._queue
+        if late := queue.expire(now_ns):
+            actions.extend(Fail(request, Unavailable("Request timeout expired")) for request in late)
+        while len(queue):
+            worker = self._most_free()
+            if worker < 0:
+                break
+            batch = queue.take(now_ns)
+            if not batch:
+                break
+            slots = self._workers[worker]
+            slot = slots.free.pop()
+            slots.running[slot] = batch
+            actions.append(Send(worker, slot, batch))
+        return actions
+
+    def _most_free(self) -> int:
+        """The worker with the most free slots, -1 when none has any."""
+        best, most = -1, 0
+        for number, worker in self._workers.items():
+            free = len(worker.free)
+            if free > most:
+                best, most = number, free
+        return best
+
+
+@dataclass(slots=True)
+class RestartPolicy:
+    """When a dead worker's place is filled again: at once, then ever later; too many deaths in a minute end it."""
+
+    max_deaths: int = 5
+    window_s: float = 60.0
+    first_delay_s: float = 0.1
+    _deaths_s: tuple[float, ...] = ()
+
+    def died(self, now_s: float) -> float | None:
+        """Seconds to wait before the next start, or None: give up."""
+        self._deaths_s = (*(t for t in self._deaths_s if now_s - t < self.window_s), now_s)
+        if len(self._deaths_s) >= self.max_deaths:
+            return None
+        return self.first_delay_s * 2 ** (len(self._deaths_s) - 1)
+
+
+def batches(actions: Sequence[Action]) -> Iterator[Send]:
+    """The sends among the actions."""
+    return (action for action in actions if isinstance(action, Send))
