@@ -78,11 +78,16 @@ class BatchQueue:
                 return wanted
         return []
 
-    def due_ns(self) -> int | None:
-        """When to look again if nothing arrives and no worker becomes free: a delay ends or a deadline passes."""
+    def due_ns(self, now_ns: int) -> int | None:
+        """When to look again if nothing arrives and no worker becomes free: a delay ends or a deadline passes.
+
+        A delay that is over already asks for nothing: its batch waits for a worker.
+        """
         if not self._waiting or not self._delay_ns:
             return self._next_deadline_ns
         delay_end_ns = self._waiting[0].arrival_ns + self._delay_ns
+        if delay_end_ns <= now_ns:
+            return self._next_deadline_ns
         return delay_end_ns if self._next_deadline_ns is None else min(delay_end_ns, self._next_deadline_ns)
 
     def drain(self) -> list[InferRequest]:

@@ -4,7 +4,7 @@ Pure and synchronous. Knows workers by number and their slots, not their process
 out its actions. Each request that goes in comes out exactly once: sent, failed, or sent again after a death.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from efserve.batching import BatchQueue
@@ -54,10 +54,10 @@ class Router:
         self._queue = BatchQueue(config.max_rows, config.dynamic_batching)
         self._workers: dict[int, _WorkerSlots] = {}
         self._closed: EfserveError | None = None
-        self._may_start = True  # a worker is running or will be: requests may wait for it
 
     def __repr__(self) -> str:
-        return f"<Router {self._name}: {len(self._queue)} queued, {self.in_flight} in flight, {len(self._workers)} workers>"
+        queued, workers = len(self._queue), len(self._workers)
+        return f"<Router {self._name}: {queued} queued, {self.in_flight} in flight, {workers} workers>"
 
     @property
     def in_flight(self) -> int:
@@ -92,7 +92,10 @@ class Router:
         return batch, self._dispatch(now_ns)
 
     def worker_dead(self, worker: int, now_ns: int) -> Sequence[Action]:
-        """A worker is gone: its requests run once more elsewhere, those that have done so already fail."""
+        """A worker is gone: its requests run once more, those that have done so already fail.
+
+        Each runs alone the second time, so that a request that kills its worker takes no other along.
+        """
         held = self._workers.pop(worker, None)
         if held is None:
             return ()
@@ -101,6 +104,7 @@ class Router:
         failed = [request for request in lost if request.retried]
         for request in again:
             request.retried = True
+            request.shape_key = object()  # equal to no other
         self._queue.put_back(again)
         error = Unavailable(f"the worker of '{self._name}' died twice while this request was running")
         return (*(Fail(request, error) for request in failed), *self._dispatch(now_ns))
@@ -118,9 +122,9 @@ class Router:
         """Time has passed: `due_ns` has come."""
         return self._dispatch(now_ns)
 
-    def due_ns(self) -> int | None:
-        """When `tick` is wanted; None: only when something happens. Delays matter only while a slot is free."""
-        return self._queue.due_ns()
+    def due_ns(self, now_ns: int) -> int | None:
+        """When `tick` is wanted; None: only when something else happens."""
+        return self._queue.due_ns(now_ns)
 
     def _dispatch(self, now_ns: int) -> Sequence[Action]:
         actions: list[Action] = []
@@ -164,9 +168,4 @@ class RestartPolicy:
         self._deaths_s = (*(t for t in self._deaths_s if now_s - t < self.window_s), now_s)
         if len(self._deaths_s) >= self.max_deaths:
             return None
-        return self.first_delay_s * 2 ** (len(self._deaths_s) - 1)
-
-
-def batches(actions: Sequence[Action]) -> Iterator[Send]:
-    """The sends among the actions."""
-    return (action for action in actions if isinstance(action, Send))
+        return self.first_delay_s * float(2 ** (len(self._deaths_s) - 1))
