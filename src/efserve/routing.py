@@ -100,6 +100,8 @@ class Router:
         if held is None:
             return ()
         lost = [request for batch in held.running.values() for request in batch]
+        if self._closed is not None:
+            return tuple(Fail(request, self._closed) for request in lost)
         again = [request for request in lost if not request.retried]
         failed = [request for request in lost if request.retried]
         for request in again:

@@ -1,0 +1,111 @@
+"""`efserve serve`: options -> ServeConfig -> run."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from efserve.server.options import ServeConfig
+
+
+@click.command()
+@click.option(
+    "--model-repository",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    default=("model_dir",),
+    show_default="./model_dir",
+    help="Folder of models in Triton's layout; repeatable.",
+)
+@click.option("--model", multiple=True, help="Serve only this model; repeatable.  [default: all]")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "onnx", "torchscript", "python"]),
+    default="auto",
+    show_default=True,
+    help="What runs the models; auto: the config's choice, else the first file found.",
+)
+@click.option(
+    "--instances", type=click.IntRange(0), default=0, help="Worker processes per model.  [default: config, or 1]"
+)
+@click.option(
+    "--threads", type=click.IntRange(0), default=0, help="Engine threads per instance.  [default: cores/instances]"
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(0),
+    default=0,
+    help="Largest batch of models that batch.  [default: config, or 4]",
+)
+@click.option(
+    "--queue-delay-us",
+    type=click.IntRange(-1),
+    default=-1,
+    help="How long a request may wait for a larger batch.  [default: config]",
+)
+@click.option(
+    "--spin/--no-spin", default=False, help="Engine threads spin while idle: faster alone, slower beside others."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option(
+    "--http-port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="KServe v2 over HTTP; 0: any free port.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(0, 65535),
+    default=8002,
+    show_default=True,
+    help="Prometheus metrics; 0: any free port.",
+)
+@click.option(
+    "--max-request-bytes",
+    type=click.IntRange(1),
+    default=64 * 2**20,
+    show_default="64 MiB",
+    help="Largest request body.",
+)
+@click.option(
+    "--load-timeout-s",
+    type=click.FloatRange(0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Deadline for a worker to be ready.",
+)
+@click.option(
+    "--drain-s",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    help="Time for requests in flight when stopping.",
+)
+@click.option(
+    "--server-name",
+    default="efserve",
+    show_default=True,
+    help="Name in the server's metadata; some NVIDIA examples expect triton.",
+)
+@click.option(
+    "--ready-file",
+    type=click.Path(path_type=Path),
+    help="Write URLs and models here as JSON once every model has started or failed.",
+)
+@click.option("--exit-on-error", is_flag=True, help="End with exit code 1 when a model does not start.")
+@click.option("--exit-with-parent", is_flag=True, help="Stop when stdin closes.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def command(verbose: bool, engine: str, **options: Any) -> None:
+    """Serve the models of a repository over the KServe v2 protocol.
+
+    Starts one worker process per instance of each model, and prints a table when all of them are ready. Ctrl-C stops:
+    requests in flight are finished first; a second Ctrl-C stops at once.
+    """
+    from efserve.reports.serve_table import print_status
+    from efserve.server.run import run
+
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    run(ServeConfig(engine="" if engine == "auto" else engine, **options), print_status)

@@ -1,0 +1,1 @@
+"""The server: puts frontends, routers and workers together and looks after their lives."""

@@ -1,0 +1,221 @@
+"""The life of `efserve serve`: open the ports, start the models, serve until told to stop, drain, leave nothing behind."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from efserve.devices import available_cores
+from efserve.errors import EfserveError, LoadFailed, UsageError
+from efserve.frontend.http1 import HttpServer
+from efserve.repository import ModelFolder, read_labels, scan
+from efserve.server.catalog import Catalog
+from efserve.server.metrics_port import MetricsPort
+from efserve.server.options import ServeConfig
+from efserve.server.version import ServedVersion, VersionState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """How one model version came out of the start."""
+
+    name: str
+    version: str
+    engine: str
+    instances: int
+    threads: int
+    max_batch_size: int
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """What the server tells when every model has started or failed: the table for people, the ready file for programs."""
+
+    pid: int
+    http: str
+    metrics: str
+    models: tuple[ModelStatus, ...]
+
+
+def run(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
+    """Serves until SIGTERM, SIGINT or, if so configured, until stdin closes.
+
+    Raises UsageError for ports that cannot be had, and with `exit_on_error` LoadFailed for a model that does not start.
+    """
+    uvloop.run(_serve(config, on_ready))
+
+
+async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
+    found = scan(config.model_repository, config.model)
+    catalog = Catalog()
+    for name, error in found.errors.items():
+        catalog.add_broken(name, str(error))
+    for folder in found.models:
+        _add_versions(catalog, folder, config)
+    http = HttpServer(catalog, max_request_bytes=config.max_request_bytes, server_name=config.server_name)
+    metrics = MetricsPort(catalog)
+    stop = _StopSignal()
+    with stop.installed(config.exit_with_parent):
+        try:
+            http_port = await _listen(http.start, config.host, config.http_port, "--http-port")
+            starting = asyncio.ensure_future(_start_models(catalog))
+            metrics_port = await _listen(metrics.start, config.host, config.metrics_port, "--metrics-port")
+            if not await stop.during(starting):
+                return
+            status = _status(catalog, f"http://{config.host}:{http_port}", f"http://{config.host}:{metrics_port}")
+            _report(status, config, on_ready)
+            await stop.wait()
+        finally:
+            await _shut_down(catalog, http, metrics, stop, config.drain_s)
+
+
+def _add_versions(catalog: Catalog, folder: ModelFolder, config: ServeConfig) -> None:
+    try:
+        versions = folder.served_versions()
+        if not versions:
+            raise LoadFailed(f"version_policy of '{folder.name}' selects none of its versions {list(folder.versions)}")
+        labels = read_labels(folder.path, folder.config)
+        for number in versions:
+            found = folder.resolve(number, config.engine)
+            catalog.add(ServedVersion(found, labels, config, len(available_cores())))
+    except EfserveError as exc:
+        catalog.add_broken(folder.name, str(exc))
+
+
+async def _start_models(catalog: Catalog) -> None:
+    """Starts every version, as many at a time as there are cores to load on."""
+    places = asyncio.Semaphore(max(2, len(available_cores())))
+
+    async def start(version: ServedVersion) -> None:
+        async with places:
+            await version.start()
+
+    await asyncio.gather(*(start(version) for version in catalog))
+    catalog.set_started()
+
+
+async def _listen(start: Callable[[str, int], "asyncio.Future[int]"], host: str, port: int, option: str) -> int:
+    try:
+        return await start(host, port)
+    except OSError as exc:
+        raise UsageError(
+            f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another port with {option} (0: any free one)"
+        ) from exc
+
+
+def _status(catalog: Catalog, http: str, metrics: str) -> ServerStatus:
+    import os
+
+    served = [
+        ModelStatus(
+            name=version.name,
+            version=version.version,
+            engine=version.engine,
+            instances=version.instances,
+            threads=version.threads,
+            max_batch_size=version.config.max_batch_size,
+            state=version.state.value,
+            reason=version.reason,
+        )
+        for version in catalog
+    ]
+    broken = [
+        ModelStatus(entry.name, "", "", 0, 0, 0, entry.state, entry.reason)
+        for entry in catalog.index(only_ready=False)
+        if not entry.version
+    ]
+    return ServerStatus(os.getpid(), http, metrics, (*served, *broken))
+
+
+def _report(status: ServerStatus, config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
+    failed = [model for model in status.models if model.state != VersionState.READY.value]
+    on_ready(status)
+    if config.ready_file is not None:
+        _write_whole(config.ready_file, msgspec.json.encode(status))
+    if failed and config.exit_on_error:
+        raise LoadFailed(f"model '{failed[0].name}' did not start: {failed[0].reason}")
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Whoever waits for the file to appear reads all of it."""
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        beside.write_bytes(data)
+        beside.replace(path)
+    except OSError as exc:
+        raise UsageError(f"--ready-file {path} cannot be written: {exc.strerror}") from exc
+
+
+async def _shut_down(
+    catalog: Catalog, http: HttpServer, metrics: MetricsPort, stop: "_StopSignal", drain_s: float
+) -> None:
+    """Stops accepting, lets what is in flight finish, ends the workers; a second signal skips the waiting."""
+    catalog.set_stopping()
+    http.stop_accepting()
+
+    async def politely() -> None:
+        await http.drain(drain_s)
+        await asyncio.gather(*(version.stop(drain_s) for version in catalog))
+
+    if not await stop.during(asyncio.ensure_future(politely())):
+        for version in catalog:
+            version.kill()
+        await asyncio.gather(*(version.stop(0) for version in catalog))
+    http.close()
+    await metrics.stop()
+
+
+class _StopSignal:
+    """SIGINT, SIGTERM or a closed stdin, as something to wait for; each use of `during` notices the next one."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    @contextlib.contextmanager
+    def installed(self, watch_stdin: bool) -> Iterator[None]:
+        """Handles the signals within the block."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._event.set)
+        if watch_stdin:
+            loop.add_reader(sys.stdin.fileno(), self._on_stdin)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+            if watch_stdin:
+                loop.remove_reader(sys.stdin.fileno())
+
+    async def wait(self) -> None:
+        """Returns at the next stop signal."""
+        await self._event.wait()
+        self._event.clear()
+
+    async def during(self, work: "asyncio.Future[None]") -> bool:
+        """Waits for `work`; False when a stop signal came first, which ends the work."""
+        signalled = asyncio.ensure_future(self.wait())
+        await asyncio.wait((work, signalled), return_when=asyncio.FIRST_COMPLETED)
+        signalled.cancel()
+        if work.done():
+            work.result()
+            return True
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        return False
+
+    def _on_stdin(self) -> None:
+        if not sys.stdin.buffer.raw.read(4096):
+            asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+            self._event.set()

@@ -1,0 +1,252 @@
+"""One version of a model while it is served: its router, its workers and its counters.
+
+Carries out what the router decides and keeps the version's instances alive. Knows no protocol.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from enum import Enum
+from functools import partial
+from itertools import count
+
+from efserve.counters import ModelCounters
+from efserve.devices import Partition
+from efserve.errors import EfserveError, LoadFailed, Unavailable
+from efserve.inference import BatchTiming, InferRequest, Outcome
+from efserve.model_config import DEFAULT_MAX_BATCH, ModelConfig
+from efserve.repository import ModelVersion
+from efserve.routing import Action, RestartPolicy, Router, Send
+from efserve.server.options import ServeConfig
+from efserve.worker.handle import Worker, WorkerState
+from efserve.worker.spec import WorkerSpec
+
+log = logging.getLogger(__name__)
+
+
+class VersionState(Enum):
+    """The states of Triton's repository index."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+_MOVES = {
+    VersionState.LOADING: {VersionState.READY, VersionState.UNLOADING, VersionState.UNAVAILABLE},
+    VersionState.READY: {VersionState.UNLOADING, VersionState.UNAVAILABLE},
+    VersionState.UNLOADING: {VersionState.UNAVAILABLE},
+    VersionState.UNAVAILABLE: {VersionState.UNLOADING},
+}
+
+
+class ServedVersion:
+    """A model version with its instances. Life: LOADING, READY, then UNAVAILABLE for a reason, or UNLOADING."""
+
+    def __init__(
+        self, found: ModelVersion, labels: dict[str, tuple[str, ...]], options: ServeConfig, cores: int
+    ) -> None:
+        self.name = found.model
+        self.version = found.version
+        self.engine = found.engine
+        self.labels = labels
+        self.instances = options.instances or found.config.instance_count or 1
+        self.threads = options.threads or max(1, cores // self.instances)
+        self.config = found.config  # completed when the first instance is ready
+        self.counters = ModelCounters()
+        self.templates: dict[bytes, object] = {}
+        self.state = VersionState.LOADING
+        self.reason = ""
+        self.workers: dict[int, Worker] = {}
+        self._options = options
+        self._spec = WorkerSpec(
+            config=found.config,
+            version=found.version,
+            folder=found.folder,
+            engine=found.engine,
+            partition=Partition(threads=self.threads),
+            max_batch=options.max_batch or DEFAULT_MAX_BATCH,
+            force_max_batch=options.max_batch,
+            spin=options.spin,
+        )
+        self._router: Router | None = None
+        self._restarts = RestartPolicy()
+        self._numbers = count()
+        self._instance_tasks: list[asyncio.Task[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
+
+    def __repr__(self) -> str:
+        return f"<ServedVersion {self.name}/{self.version} {self.state.name} {self._router!r}>"
+
+    @property
+    def is_ready(self) -> bool:
+        """True when a worker can take a request now."""
+        return self.state is VersionState.READY and any(w.state is WorkerState.READY for w in self.workers.values())
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for a worker."""
+        return self._router.pending if self._router else 0
+
+    async def start(self) -> None:
+        """Starts all instances; returns when each is ready or the version is unavailable."""
+        loop = asyncio.get_running_loop()
+        started = [loop.create_future() for _ in range(self.instances)]
+        self._instance_tasks = [loop.create_task(self._run_instance(future)) for future in started]
+        await asyncio.gather(*started)
+
+    async def stop(self, drain_s: float) -> None:
+        """Ends all instances; what waits is refused, what runs gets `drain_s` seconds."""
+        if self.state is not VersionState.UNAVAILABLE:
+            self._move(VersionState.UNLOADING)
+        if self._router:
+            self._carry_out(self._router.close(Unavailable(f"model '{self.name}' is being unloaded")))
+        for task in self._instance_tasks:
+            task.cancel()
+        await asyncio.gather(*self._instance_tasks, return_exceptions=True)
+        await asyncio.gather(*(worker.stop(drain_s) for worker in list(self.workers.values())))
+
+    def kill(self) -> None:
+        """Ends all workers at once."""
+        for worker in self.workers.values():
+            worker.kill()
+
+    def submit(self, request: InferRequest) -> None:
+        """Takes a request; its `done` is called once, now or later."""
+        router = self._router
+        if router is None:
+            request.done(Unavailable(f"model '{self.name}' version {self.version} is not ready"))
+            return
+        self._carry_out(router.add(request, time.monotonic_ns()))
+
+    async def _run_instance(self, started: asyncio.Future[None]) -> None:
+        """One instance for as long as the version lives: a worker, and after its death the next."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                died: asyncio.Future[str] = loop.create_future()
+                reason = await self._run_worker(died, started)
+                if self.state is VersionState.LOADING:
+                    self._fail(reason)
+                if self.state is not VersionState.READY:
+                    return
+                delay_s = self._restarts.died(loop.time())
+                if delay_s is None:
+                    self._fail(
+                        f"its workers died {self._restarts.max_deaths} times within a minute; the last: {reason}"
+                    )
+                    return
+                log.warning(
+                    "model=%s version=%s worker ended: %s; restart in %.1f s", self.name, self.version, reason, delay_s
+                )
+                await asyncio.sleep(delay_s)
+        finally:
+            if not started.done():
+                started.set_result(None)
+
+    async def _run_worker(self, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
+        """Starts a worker and waits for its end; answers why it ended."""
+        number = next(self._numbers)
+        worker = Worker(
+            self._spec,
+            on_done=partial(self._batch_done, number),
+            on_death=lambda _, reason: self._dead(number, died, reason),
+        )
+        self.workers[number] = worker
+        try:
+            try:
+                facts = await worker.start(self._options.load_timeout_s)
+            except LoadFailed as exc:
+                return str(exc)
+            self._enter(number, facts.config)
+            if not started.done():
+                started.set_result(None)
+            return await died
+        except asyncio.CancelledError:
+            if worker.state is not WorkerState.READY:
+                worker.kill()
+            raise
+        finally:
+            if worker.state is not WorkerState.READY:
+                await worker.stop(0)
+                self.workers.pop(number, None)
+
+    def _enter(self, number: int, config: ModelConfig) -> None:
+        if self._router is None:
+            self.config = self._overridden(config)
+            self._router = Router(self.config)
+            self._move(VersionState.READY)
+        self._carry_out(self._router.worker_ready(number, self._spec.slots, time.monotonic_ns()))
+
+    def _overridden(self, config: ModelConfig) -> ModelConfig:
+        config = replace(config, engine=self.engine, instance_count=self.instances)
+        if self._options.queue_delay_us >= 0 and config.dynamic_batching is not None:
+            batching = replace(config.dynamic_batching, max_queue_delay_us=self._options.queue_delay_us)
+            config = replace(config, dynamic_batching=batching)
+        return config
+
+    def _batch_done(
+        self, number: int, _worker: Worker, slot: int, outcomes: list[Outcome], timing: BatchTiming | None
+    ) -> None:
+        assert self._router is not None
+        now_ns = time.monotonic_ns()
+        batch, actions = self._router.batch_done(number, slot, now_ns)
+        if actions:
+            self._carry_out(actions)  # the worker gets its next batch before the answers are written
+        for request, outcome in zip(batch, outcomes, strict=True):
+            request.done(outcome)
+        if timing is not None:
+            self.counters.batch_done(batch, timing, now_ns)
+        else:
+            for _ in batch:
+                self.counters.failed("BACKEND")
+
+    def _dead(self, number: int, died: asyncio.Future[str], reason: str) -> None:
+        if self._router:
+            self._carry_out(self._router.worker_dead(number, time.monotonic_ns()))
+        if not died.done():
+            died.set_result(reason)
+
+    def _carry_out(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if type(action) is Send:
+                self.workers[action.worker].send(action.slot, action.batch)
+            else:
+                self.counters.failed("REJECTED")
+                action.request.done(action.error)
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        assert self._router is not None
+        now_ns = time.monotonic_ns()
+        due_ns = self._router.due_ns(now_ns)
+        if due_ns is None or (self._timer and now_ns < self._timer_ns <= due_ns):
+            return
+        if self._timer:
+            self._timer.cancel()
+        self._timer_ns = due_ns
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, (due_ns - now_ns) / 1e9), self._tick)
+
+    def _tick(self) -> None:
+        assert self._router is not None
+        self._timer = None
+        self._carry_out(self._router.tick(time.monotonic_ns()))
+
+    def _fail(self, reason: str) -> None:
+        """The version is unavailable from now on; its other workers end."""
+        if self.state is VersionState.UNAVAILABLE:
+            return
+        self._move(VersionState.UNAVAILABLE)
+        self.reason = reason
+        log.error("model=%s version=%s is unavailable: %s", self.name, self.version, reason)
+        if self._router:
+            self._carry_out(self._router.close(Unavailable(f"model '{self.name}' is unavailable: {reason}")))
+        self.kill()
+
+    def _move(self, state: VersionState) -> None:
+        assert state in _MOVES[self.state], f"{self.state} -> {state}"
+        self.state = state
