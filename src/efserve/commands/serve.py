@@ -2,11 +2,16 @@
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from efserve.server.options import ServeConfig
+
+if TYPE_CHECKING:
+    from efserve.server.run import ServerStatus
+
+_STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 
 
 @click.command()
@@ -103,9 +108,34 @@ def command(verbose: bool, engine: str, **options: Any) -> None:
     Starts one worker process per instance of each model, and prints a table when all of them are ready. Ctrl-C stops:
     requests in flight are finished first; a second Ctrl-C stops at once.
     """
-    from efserve.reports.serve_table import print_status
     from efserve.server.run import run
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
-    run(ServeConfig(engine="" if engine == "auto" else engine, **options), print_status)
+    run(ServeConfig(engine="" if engine == "auto" else engine, **options), _print_status)
+
+
+def _print_status(status: "ServerStatus") -> None:
+    """Models with their state, the reasons of those that failed, and where to send requests; on stderr."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from efserve.console import err
+
+    console = err()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("model", "version", "engine"):
+        table.add_column(column, overflow="fold")
+    for column in ("instances", "threads", "batch"):
+        table.add_column(column, justify="right")
+    table.add_column("state")
+    for model in status.models:
+        style = _STYLES.get(model.state, "yellow")
+        counts = (str(value) if value else "-" for value in (model.instances, model.threads, model.max_batch_size))
+        name, version, engine = (escape(text) or "-" for text in (model.name, model.version, model.engine))
+        table.add_row(name, version, engine, *counts, f"[{style}]{model.state}[/]")
+    console.print(table)
+    for model in status.models:
+        if model.reason:
+            console.print(f"[red]{escape(model.name)}[/]: {escape(model.reason)}")
+    console.print(f"\nHTTP     {status.http}/v2\nmetrics  {status.metrics}/metrics\nCtrl-C stops.")

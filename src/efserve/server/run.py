@@ -1,8 +1,9 @@
-"""The life of `efserve serve`: open the ports, start the models, serve until told to stop, drain, leave nothing behind."""
+"""The life of `efserve serve`: open the ports, start the models, serve until told to stop, drain, leave nothing."""
 
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ class ModelStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """What the server tells when every model has started or failed: the table for people, the ready file for programs."""
+    """What the server tells when every model has started or failed, for people and for the ready file."""
 
     pid: int
     http: str
@@ -110,13 +111,11 @@ async def _listen(start: Callable[[str, int], "asyncio.Future[int]"], host: str,
         return await start(host, port)
     except OSError as exc:
         raise UsageError(
-            f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another port with {option} (0: any free one)"
+            f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another port with {option} (0: any free)"
         ) from exc
 
 
 def _status(catalog: Catalog, http: str, metrics: str) -> ServerStatus:
-    import os
-
     served = [
         ModelStatus(
             name=version.name,

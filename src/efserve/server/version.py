@@ -6,7 +6,7 @@ Carries out what the router decides and keeps the version's instances alive. Kno
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from functools import partial
@@ -14,7 +14,7 @@ from itertools import count
 
 from efserve.counters import ModelCounters
 from efserve.devices import Partition
-from efserve.errors import EfserveError, LoadFailed, Unavailable
+from efserve.errors import LoadFailed, Unavailable
 from efserve.inference import BatchTiming, InferRequest, Outcome
 from efserve.model_config import DEFAULT_MAX_BATCH, ModelConfig
 from efserve.repository import ModelVersion

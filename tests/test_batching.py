@@ -1,0 +1,149 @@
+"""The batch queue against the rules of Triton's dynamic batcher."""
+
+from collections.abc import Iterable
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from efserve.batching import BatchQueue
+from efserve.inference import InferRequest, Outcome
+from efserve.model_config import DynamicBatching, QueuePolicy
+
+
+def request(rows: int = 1, at_ns: int = 0, key: object = "k", timeout_us: int = 0) -> InferRequest:
+    def done(outcome: Outcome) -> None:
+        raise AssertionError(f"a queue answers nobody: {outcome}")
+
+    return InferRequest((b"",), ((rows,),), rows, key, done, timeout_us=timeout_us, arrival_ns=at_ns)
+
+
+def filled(queue: BatchQueue, requests: Iterable[InferRequest]) -> BatchQueue:
+    for each in requests:
+        assert queue.add(each)
+    return queue
+
+
+def rows_of(batch: list[InferRequest]) -> list[int]:
+    return [each.rows for each in batch]
+
+
+def test_without_dynamic_batching_each_request_runs_alone() -> None:
+    queue = filled(BatchQueue(8, None), [request(), request()])
+    assert rows_of(queue.take(0)) == [1]
+    assert rows_of(queue.take(0)) == [1]
+    assert queue.take(0) == []
+
+
+def test_without_delay_all_that_waits_runs_up_to_the_maximum() -> None:
+    queue = filled(BatchQueue(4, DynamicBatching()), [request() for _ in range(6)])
+    assert rows_of(queue.take(0)) == [1, 1, 1, 1]
+    assert rows_of(queue.take(0)) == [1, 1]
+
+
+def test_a_batch_never_exceeds_the_maximum() -> None:
+    queue = filled(BatchQueue(4, DynamicBatching()), [request(3), request(2), request(2)])
+    assert rows_of(queue.take(0)) == [3]
+    assert rows_of(queue.take(0)) == [2, 2]
+
+
+def test_other_shapes_end_a_batch() -> None:
+    queue = filled(BatchQueue(8, DynamicBatching()), [request(key="a"), request(key="b"), request(key="b")])
+    assert [r.shape_key for r in queue.take(0)] == ["a"]
+    assert [r.shape_key for r in queue.take(0)] == ["b", "b"]
+
+
+def test_a_preferred_size_runs_at_once_though_more_waits() -> None:
+    queue = filled(BatchQueue(8, DynamicBatching((4,), max_queue_delay_us=100)), [request() for _ in range(6)])
+    assert len(queue.take(0)) == 4
+    assert queue.take(0) == []  # two wait for two more
+    assert queue.due_ns(0) == 100_000
+    assert len(queue.take(100_000)) == 2
+
+
+def test_the_largest_preferred_prefix_wins() -> None:
+    queue = filled(BatchQueue(8, DynamicBatching((2, 4), max_queue_delay_us=100)), [request() for _ in range(5)])
+    assert len(queue.take(0)) == 4
+
+
+def test_after_the_delay_everything_pending_runs() -> None:
+    queue = filled(BatchQueue(8, DynamicBatching((4,), max_queue_delay_us=100)), [request() for _ in range(6)])
+    assert len(queue.take(100_000)) == 6
+
+
+def test_with_delay_a_lone_request_waits_for_company() -> None:
+    queue = filled(BatchQueue(8, DynamicBatching(max_queue_delay_us=100)), [request(at_ns=5)])
+    assert queue.take(6) == []
+    assert queue.due_ns(6) == 100_005
+    assert len(queue.take(100_005)) == 1
+    assert queue.due_ns(100_005) is None
+
+
+def test_a_batch_that_cannot_grow_does_not_wait() -> None:
+    batching = DynamicBatching(max_queue_delay_us=100)
+    assert rows_of(filled(BatchQueue(4, batching), [request(3), request(2)]).take(0)) == [3]
+    assert rows_of(filled(BatchQueue(4, batching), [request(key="a"), request(key="b")]).take(0)) == [1]
+
+
+def test_a_full_queue_refuses() -> None:
+    queue = BatchQueue(4, DynamicBatching(queue_policy=QueuePolicy(max_queue_size=2)))
+    assert [queue.add(request()) for _ in range(3)] == [True, True, False]
+
+
+def test_rejected_after_the_timeout() -> None:
+    policy = QueuePolicy(default_timeout_us=10)
+    queue = filled(BatchQueue(4, DynamicBatching(queue_policy=policy)), [request(at_ns=0), request(at_ns=5_000)])
+    assert queue.due_ns(0) == 10_000
+    assert queue.expire(9_999) == []
+    assert [r.arrival_ns for r in queue.expire(10_000)] == [0]
+    assert queue.due_ns(10_000) == 15_000
+    assert [r.arrival_ns for r in queue.take(10_000)] == [5_000]
+
+
+def test_delayed_after_the_timeout_runs_behind_all_others() -> None:
+    policy = QueuePolicy(default_timeout_us=10, timeout_action="DELAY")
+    queue = filled(BatchQueue(1, DynamicBatching(queue_policy=policy)), [request(at_ns=0), request(at_ns=9_000)])
+    assert queue.expire(10_000) == []
+    assert [queue.take(10_000)[0].arrival_ns for _ in range(2)] == [9_000, 0]
+
+
+def test_a_request_may_shorten_its_timeout_only_where_allowed() -> None:
+    for allowed, expected in ((True, 3_000), (False, 10_000)):
+        policy = QueuePolicy(default_timeout_us=10, allow_timeout_override=allowed)
+        queue = BatchQueue(4, DynamicBatching(queue_policy=policy))
+        queue.add(request(timeout_us=3))
+        queue.add(request(timeout_us=99))
+        assert queue.due_ns(0) == expected
+
+
+def test_cancelled_requests_do_not_run() -> None:
+    queue = filled(BatchQueue(2, DynamicBatching()), requests := [request() for _ in range(4)])
+    requests[0].cancelled = requests[1].cancelled = requests[2].cancelled = True
+    assert queue.take(0) == [requests[3]]
+
+
+def test_put_back_goes_first_and_in_order() -> None:
+    queue = filled(BatchQueue(8, None), [request(1)])
+    queue.put_back([request(2), request(3)])
+    assert [queue.take(0)[0].rows for _ in range(3)] == [2, 3, 1]
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 8), st.sampled_from("ab")), max_size=40),
+    preferred=st.sets(st.integers(1, 8), max_size=3),
+    delay_us=st.sampled_from([0, 100]),
+    times=st.lists(st.integers(0, 300_000), min_size=1, max_size=60).map(sorted),
+)
+def test_every_request_runs_once_in_order_and_in_legal_batches(
+    sizes: list[tuple[int, str]], preferred: set[int], delay_us: int, times: list[int]
+) -> None:
+    queue = BatchQueue(8, DynamicBatching(tuple(sorted(preferred)), max_queue_delay_us=delay_us))
+    waiting = [request(rows, key=key) for rows, key in sizes]
+    filled(queue, waiting)
+    ran: list[InferRequest] = []
+    for now_ns in [*times, 400_000]:
+        while batch := queue.take(now_ns):
+            assert sum(rows_of(batch)) <= 8
+            assert len({r.shape_key for r in batch}) == 1
+            ran.extend(batch)
+    assert ran == waiting
+    assert len(queue) == 0

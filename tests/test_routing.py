@@ -1,0 +1,180 @@
+"""The router: every request leaves exactly once, whatever workers do."""
+
+from collections.abc import Sequence
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from efserve.errors import Unavailable
+from efserve.inference import InferRequest, Outcome
+from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy
+from efserve.routing import Action, Fail, RestartPolicy, Router, Send
+
+
+def ignore(_: Outcome) -> None:
+    """A request of which nobody waits for the answer."""
+
+
+def request(rows: int = 1) -> InferRequest:
+    return InferRequest((b"",), ((rows,),), rows, "k", ignore)
+
+
+def router(max_batch: int = 4, **policy: int) -> Router:
+    batching = DynamicBatching(queue_policy=QueuePolicy(**policy))  # type: ignore[arg-type]  # the tests pass integers
+    return Router(ModelConfig("m", max_batch_size=max_batch, dynamic_batching=batching))
+
+
+def sends(actions: Sequence[Action]) -> list[tuple[int, int, int]]:
+    return [(a.worker, a.slot, len(a.batch)) for a in actions if isinstance(a, Send)]
+
+
+def test_requests_wait_for_a_worker_and_then_share_a_batch() -> None:
+    r = router()
+    assert [r.add(request(), 0) for _ in range(3)] == [[], [], []]
+    assert sends(r.worker_ready(7, 2, 0)) == [(7, 1, 3)]
+
+
+def test_the_worker_with_most_free_slots_gets_the_batch() -> None:
+    r = router()
+    r.worker_ready(1, 2, 0)
+    r.worker_ready(2, 2, 0)
+    assert [sends(r.add(request(), 0))[0][0] for _ in range(4)] == [1, 2, 1, 2]
+    assert sends(r.add(request(), 0)) == []
+    batch, actions = r.batch_done(2, 0, 0)
+    assert len(batch) == 1
+    assert sends(actions) == [(2, 0, 1)]
+
+
+def test_a_full_queue_answers_at_once() -> None:
+    r = router(max_queue_size=1)
+    r.add(request(), 0)
+    (action,) = r.add(request(), 0)
+    assert isinstance(action, Fail)
+    assert str(action.error) == "Exceeds maximum queue size"
+    assert isinstance(action.error, Unavailable)
+
+
+def test_a_late_request_is_rejected_when_time_has_passed() -> None:
+    r = router(default_timeout_us=5)
+    r.add(request(), 0)
+    assert r.due_ns(0) == 5_000
+    (action,) = r.tick(5_000)
+    assert isinstance(action, Fail)
+    assert str(action.error) == "Request timeout expired"
+
+
+def test_after_a_death_requests_run_once_more_and_alone() -> None:
+    r = router()
+    for _ in range(2):
+        r.add(request(), 0)
+    r.worker_ready(1, 2, 0)
+    assert r.worker_dead(1, 0) == ()
+    assert [len(a.batch) for a in r.worker_ready(2, 2, 0) if isinstance(a, Send)] == [1, 1]
+    failed = r.worker_dead(2, 0)
+    assert [type(a) for a in failed] == [Fail, Fail]
+    assert "died twice" in str(failed[0].error)  # type: ignore[union-attr]  # checked above
+
+
+def test_a_closed_router_refuses_and_fails_what_a_dead_worker_held() -> None:
+    r = router()
+    r.worker_ready(1, 1, 0)
+    running, queued, late = request(), request(), request()
+    r.add(running, 0)
+    r.add(queued, 0)
+    error = Unavailable("gone")
+    assert r.close(error) == (Fail(queued, error),)
+    assert r.add(late, 0) == (Fail(late, error),)
+    assert r.worker_dead(1, 0) == (Fail(running, error),)
+
+
+def test_restarts_are_ever_later_and_end_after_too_many_deaths() -> None:
+    policy = RestartPolicy()
+    assert [policy.died(t) for t in (0.0, 1.0, 2.0, 3.0, 4.0)] == [0.1, 0.2, 0.4, 0.8, None]
+
+
+def test_deaths_long_ago_are_forgotten() -> None:
+    policy = RestartPolicy()
+    assert [policy.died(100.0 * n) for n in range(10)] == [0.1] * 10
+
+
+class RouterLife(RuleBasedStateMachine):
+    """Random lives of workers and requests: each request is held by one worker, waits, or has left once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = router(max_queue_size=6, default_timeout_us=50)
+        self.now_ns = 0
+        self.numbers = 0
+        self.held: dict[tuple[int, int], list[InferRequest]] = {}
+        self.workers: set[int] = set()
+        self.waiting: set[int] = set()
+        self.left: set[int] = set()
+
+    def carry_out(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Fail):
+                self.leave(action.request)
+                continue
+            assert (action.worker, action.slot) not in self.held
+            assert sum(r.rows for r in action.batch) <= 4
+            self.held[action.worker, action.slot] = action.batch
+            for each in action.batch:
+                self.waiting.remove(id(each))
+
+    def leave(self, gone: InferRequest) -> None:
+        assert id(gone) not in self.left
+        self.waiting.discard(id(gone))
+        self.left.add(id(gone))
+
+    @rule(rows=st.integers(1, 4))
+    def arrive(self, rows: int) -> None:
+        each = request(rows)
+        self.keep = [*getattr(self, "keep", []), each]  # ids stay unique
+        self.waiting.add(id(each))
+        self.carry_out(self.router.add(each, self.now_ns))
+
+    @rule()
+    def ready(self) -> None:
+        if len(self.workers) < 3:
+            self.numbers += 1
+            self.workers.add(self.numbers)
+            self.carry_out(self.router.worker_ready(self.numbers, 2, self.now_ns))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data())
+    def done(self, data: st.DataObject) -> None:
+        place = data.draw(st.sampled_from(sorted(self.held)))
+        expected = self.held.pop(place)
+        batch, actions = self.router.batch_done(*place, self.now_ns)
+        assert batch == expected
+        for each in batch:
+            self.leave(each)
+        self.carry_out(actions)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.workers)))
+        self.workers.remove(worker)
+        for place in [p for p in self.held if p[0] == worker]:
+            self.waiting.update(id(each) for each in self.held.pop(place))
+        self.carry_out(self.router.worker_dead(worker, self.now_ns))
+
+    @rule(ns=st.integers(1, 100_000))
+    def pass_time(self, ns: int) -> None:
+        self.now_ns += ns
+        self.carry_out(self.router.tick(self.now_ns))
+
+    @invariant()
+    def counts_agree(self) -> None:
+        assert self.router.in_flight == sum(len(batch) for batch in self.held.values())
+        assert self.router.pending == len(self.waiting)
+
+    @invariant()
+    def nothing_waits_while_a_slot_is_free(self) -> None:
+        assert not self.waiting or len(self.held) == 2 * len(self.workers)
+
+
+TestRouterLife = RouterLife.TestCase
+TestRouterLife.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
