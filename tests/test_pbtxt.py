@@ -1,0 +1,90 @@
+"""`config.pbtxt` and the protocol's config JSON."""
+
+import pytest
+
+from efserve.errors import ConfigError
+from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy, VersionPolicy
+from efserve.pbtxt import config_json, config_message, parse_config
+from efserve.tensors import TensorSpec
+
+FULL = """
+name: "m"
+backend: "onnxruntime"
+max_batch_size: 8
+input { name: "x" data_type: TYPE_FP32 dims: [ 1, -1 ] }
+output { name: "y" data_type: TYPE_STRING dims: [ 10 ] label_filename: "labels.txt" }
+instance_group [ { count: 2 kind: KIND_CPU }, { } ]
+version_policy { specific { versions: [ 1, 3 ] } }
+dynamic_batching {
+  preferred_batch_size: [ 8, 4 ]
+  max_queue_delay_microseconds: 100
+  default_queue_policy {
+    max_queue_size: 3 timeout_action: DELAY default_timeout_microseconds: 7 allow_timeout_override: true
+  }
+}
+parameters { key: "a" value { string_value: "b" } }
+"""
+PARSED = ModelConfig(
+    name="m",
+    engine="onnx",
+    max_batch_size=8,
+    inputs=(TensorSpec("x", "FP32", (1, -1)),),
+    outputs=(TensorSpec("y", "BYTES", (10,)),),
+    dynamic_batching=DynamicBatching((4, 8), 100, QueuePolicy(3, 7, "DELAY", True)),
+    instance_count=3,
+    version_policy=VersionPolicy(latest=0, specific=(1, 3)),
+    label_filenames={"y": "labels.txt"},
+    parameters={"a": "b"},
+)
+
+
+def test_every_supported_field_is_read() -> None:
+    assert parse_config(FULL, "m") == PARSED
+
+
+def test_what_is_read_is_what_the_config_call_answers() -> None:
+    assert parse_config(str(config_message(PARSED)), "m") == PARSED
+
+
+def test_an_empty_config_says_nothing() -> None:
+    assert parse_config("", "m") == ModelConfig("m")
+
+
+def test_json_has_proto_names_unset_scalars_and_numbers() -> None:
+    printed = config_json(PARSED)
+    assert printed["dynamic_batching"]["max_queue_delay_microseconds"] == 100
+    assert printed["input"][0]["dims"] == [1, -1]
+    assert printed["input"][0]["allow_ragged_batch"] is False
+    assert printed["platform"] == "onnxruntime_onnx"
+    assert printed["instance_group"][0]["kind"] == "KIND_CPU"
+    assert printed["version_policy"] == {"specific": {"versions": [1, 3]}}
+    assert "sequence_batching" not in printed
+    assert "dynamic_batching" not in config_json(ModelConfig("m"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sequence_batching { }", "'sequence_batching' is not supported"),
+        ('input { name: "x" data_type: TYPE_FP32 dims: 1 reshape { shape: 1 } }', "'input.reshape' is not supported"),
+        ("dynamic_batching { preserve_ordering: true }", "'dynamic_batching.preserve_ordering' is not supported"),
+        ("nonsense: 1", 'no field named "nonsense"'),
+        ("max_batch_size: [", "line:column 1:"),
+        ('name: "other"', "name is 'other', but the model's folder is 'm'"),
+        ("max_batch_size: -1", "max_batch_size is -1"),
+        ('backend: "tensorflow"', "backend 'tensorflow' is not known"),
+        ('backend: "python" platform: "onnxruntime_onnx"', "are two engines"),
+        ("instance_group { kind: KIND_GPU }", "KIND_GPU is not supported"),
+        ("instance_group { count: -2 }", "count is -2"),
+        ('input { name: "x" dims: 1 }', "'x' has no data_type"),
+        ("input { data_type: TYPE_FP32 }", "has no name"),
+        ('input { name: "x" data_type: TYPE_FP32 dims: -2 }', "dimension -2"),
+        ("max_batch_size: 4 dynamic_batching { preferred_batch_size: 8 }", r"preferred_batch_size \[8\]"),
+        ("version_policy { specific { } }", "lists no versions"),
+    ],
+)
+def test_one_clear_sentence(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        parse_config(text, "m")
+    assert "config.pbtxt of 'm'" in str(caught.value)
+    assert "\n" not in str(caught.value)
