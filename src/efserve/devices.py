@@ -1,7 +1,10 @@
 """Devices and the parts of them that a worker may be given."""
 
 import os
+import platform
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +19,19 @@ class Partition:
 def available_cores() -> tuple[int, ...]:
     """Cores that this process may run on, in ascending order."""
     return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def cpu_model() -> str:
+    """The processor's name as Linux gives it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def cpu_slug(model: str, cores: int) -> str:
+    """Folder name for what belongs to a CPU: `cpu-amd-epyc-2c`."""
+    words = re.sub(r"\((r|tm)\)|\b(cpu|processor|@.*)", " ", model.lower())
+    return f"cpu-{'-'.join(re.findall('[a-z0-9]+', words)) or 'unknown'}-{cores}c"
