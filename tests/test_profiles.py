@@ -30,8 +30,9 @@ FACTS = ProfileFacts(
     min_repetitions=20,
     min_time_s=1.0,
     efserve_version="0.1.0",
-    python_version="3.11.2",
-    platform="Linux 6.1",
+    kernel="6.1.0",
+    python="3.11.2",
+    libraries={"numpy": "2.0.0"},
     measured_at="2025-01-01T00:00:00+00:00",
 )
 

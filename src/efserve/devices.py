@@ -1,10 +1,8 @@
 """Devices and the parts of them that a worker may be given."""
 
 import os
-import platform
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +17,6 @@ class Partition:
 def available_cores() -> tuple[int, ...]:
     """Cores that this process may run on, in ascending order."""
     return tuple(sorted(os.sched_getaffinity(0)))
-
-
-def cpu_model() -> str:
-    """The processor's name as Linux gives it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def cpu_slug(model: str, cores: int) -> str:

@@ -19,6 +19,7 @@ import msgspec
 from efserve.errors import ConfigError, MeasurementFailed, UsageError
 
 SCHEMA = 1
+STEADY_CI_PCT = 2.0  # the median is known well enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,11 @@ class ProfileRow:
         """What a row is found by: (cores, batch)."""
         return (self.cores, self.batch)
 
+    @property
+    def is_steady(self) -> bool:
+        """True when the median is known within STEADY_CI_PCT."""
+        return self.ci_pct <= STEADY_CI_PCT
+
 
 COLUMNS = tuple(field.name for field in fields(ProfileRow))
 _HEADER = (",".join(COLUMNS) + "\n").encode()
@@ -75,8 +81,9 @@ class ProfileFacts:
     min_repetitions: int
     min_time_s: float
     efserve_version: str
-    python_version: str
-    platform: str
+    kernel: str
+    python: str
+    libraries: dict[str, str]
     measured_at: str  # wall time of the start, ISO 8601 with offset
     schema: int = SCHEMA
 

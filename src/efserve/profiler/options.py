@@ -1,0 +1,28 @@
+"""Everything `efserve profile` can be told."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DEFAULT_MAX_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileConfig:
+    """What `efserve profile` was asked for; its fields are the options of the command, and told there."""
+
+    model_repository: tuple[Path, ...] = (Path("model_dir"),)
+    model: tuple[str, ...] = ()
+    engine: tuple[str, ...] = ()  # empty: every engine that has a file
+    grid: bool = False
+    batches: tuple[int, ...] = ()
+    max_batch: int = 0  # 0: DEFAULT_MAX_BATCH, or the model's own where that is larger
+    cores: tuple[int, ...] = ()
+    shape: dict[str, tuple[int, ...]] = field(default_factory=dict)  # input -> dims, without a batch
+    min_repetitions: int = 20
+    min_time_s: float = 1.0
+    output: Path = Path("profiled_data")
+    resume: bool = False
+    force: bool = False
+    slo_ms: float | None = None
+    plot: bool = False
+    json: bool = False

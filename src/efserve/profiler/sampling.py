@@ -1,0 +1,237 @@
+"""Measures one point: a READY worker, one batch size, run until the figures are steady.
+
+Owns the feeding of the worker and the rules of when to stop. Latency is measured with one batch at the worker,
+throughput and utilisation with one running and one waiting, so that the worker always has work.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+
+from efserve.errors import EfserveError, MeasurementFailed, UsageError
+from efserve.inference import BatchTiming, InferRequest, Outcome
+from efserve.model_config import ModelConfig
+from efserve.profiles import STEADY_CI_PCT
+from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec, to_wire
+from efserve.worker.handle import Worker
+
+BATCH_DEADLINE_S = 300.0  # a batch that takes longer is taken for one that never ends
+WARM_UP_CHANGE_PCT = 5.0  # two warm-up rounds whose medians differ by less: the worker is warm
+WARM_UP_ROUNDS = 10  # at most
+MOST_TIME_FACTOR = 5  # give up on a steady median after this many times the minimum time
+NS_PER_MS = 1e6
+NS_PER_S = 1e9
+
+
+class Batch(NamedTuple):
+    """One batch that came back."""
+
+    span_ms: float  # inside the worker: its first look at the inputs until the outputs are in shared memory
+    roundtrip_ms: float  # from the parent's send to its hearing that the batch is done
+    output_ns: int  # when the worker was done, `time.monotonic_ns()`
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a point is measured: at least this often and this long."""
+
+    min_repetitions: int
+    min_time_s: float
+
+    def is_enough(self, spans_ms: Sequence[float], elapsed_s: float) -> bool:
+        """True when the minima are met and the median is steady, or will not become so in any sensible time."""
+        if len(spans_ms) < self.min_repetitions or elapsed_s < self.min_time_s:
+            return False
+        return median_ci_pct(spans_ms) <= STEADY_CI_PCT or elapsed_s >= MOST_TIME_FACTOR * self.min_time_s
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What was measured at one point; the columns of a row are computed from it."""
+
+    spans_ms: tuple[float, ...]
+    roundtrips_ms: tuple[float, ...]
+    batches_per_s: float  # with the worker never idle
+    cpu_s_per_s: float  # processor time of the worker per second meanwhile
+    peak_memory_bytes: int
+
+
+class Feeder:
+    """Keeps a worker supplied with copies of one request; `on_done` and `on_death` are the worker's callbacks."""
+
+    def __init__(self) -> None:
+        self._batches: list[Batch] = []
+        self._sent_ns: dict[int, int] = {}  # slot -> when its batch was sent
+        self._request: InferRequest | None = None
+        self._repetitions = 0
+        self._end_ns = 0
+        self._error: EfserveError | None = None
+        self._over: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"Feeder(done={len(self._batches)}, at_worker={len(self._sent_ns)}, error={self._error})"
+
+    async def feed(
+        self, worker: Worker, request: InferRequest, depth: int, repetitions: int, time_s: float
+    ) -> list[Batch]:
+        """Run the request at least so often and so long, `depth` at a time; the batches in the order they ended.
+
+        Raises what the model raised, or MeasurementFailed when the worker died or a batch does not end.
+        """
+        self._batches, self._request, self._repetitions = [], request, repetitions
+        self._end_ns = time.monotonic_ns() + int(time_s * NS_PER_S)
+        self._over = asyncio.get_running_loop().create_future()
+        if self._error is None:
+            for slot in range(depth):
+                self._send(worker, slot)
+            await self._wait(self._over)
+        if self._error is not None:
+            raise self._error
+        return self._batches
+
+    async def _wait(self, over: "asyncio.Future[None]") -> None:
+        done_before = -1
+        while not over.done():
+            if len(self._batches) == done_before:
+                raise MeasurementFailed(f"a batch has been running for {BATCH_DEADLINE_S:.0f} s; gave up")
+            done_before = len(self._batches)
+            await asyncio.wait({over}, timeout=BATCH_DEADLINE_S)
+
+    def _send(self, worker: Worker, slot: int) -> None:
+        assert self._request is not None
+        self._sent_ns[slot] = time.monotonic_ns()
+        worker.send(slot, (self._request,))
+
+    def on_done(self, worker: Worker, slot: int, outcomes: list[Outcome], timing: BatchTiming | None) -> None:
+        """Record the batch and send the next one, unless this was enough."""
+        now_ns = time.monotonic_ns()
+        sent_ns = self._sent_ns.pop(slot)
+        (outcome,) = outcomes
+        if isinstance(outcome, EfserveError):
+            self._error = outcome
+        else:
+            assert timing is not None  # a batch without one has failed
+            span_ms = (timing.output_ns - timing.start_ns) / NS_PER_MS
+            self._batches.append(Batch(span_ms, (now_ns - sent_ns) / NS_PER_MS, timing.output_ns))
+        if self._error is None and (len(self._batches) < self._repetitions or now_ns < self._end_ns):
+            self._send(worker, slot)
+        elif not self._sent_ns:
+            self._finish()
+
+    def on_death(self, worker: Worker, reason: str) -> None:
+        """End the measurement: the worker is gone."""
+        self._error = MeasurementFailed(f"the worker died: {reason}")
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
+
+
+async def measure(feeder: Feeder, worker: Worker, request: InferRequest, limits: Limits) -> Point:
+    """Warm the worker up for this request, then measure latency, then throughput; errors as `Feeder.feed`."""
+    await _warm_up(feeder, worker, request)
+    batches: list[Batch] = []
+    began_s = time.monotonic()
+    while not limits.is_enough([batch.span_ms for batch in batches], time.monotonic() - began_s):
+        missing = max(1, limits.min_repetitions - len(batches))
+        batches += await feeder.feed(worker, request, 1, missing, limits.min_time_s / 2)
+    assert worker.pid is not None  # it has just answered
+    process = psutil.Process(worker.pid)
+    cpu_before_s, before_s = _cpu_s(process), time.monotonic()
+    saturated = await feeder.feed(worker, request, 2, limits.min_repetitions // 2 + 2, limits.min_time_s / 2)
+    cpu_s_per_s = (_cpu_s(process) - cpu_before_s) / (time.monotonic() - before_s)
+    return Point(
+        spans_ms=tuple(batch.span_ms for batch in batches),
+        roundtrips_ms=tuple(batch.roundtrip_ms for batch in batches),
+        batches_per_s=(len(saturated) - 1) * NS_PER_S / (saturated[-1].output_ns - saturated[0].output_ns),
+        cpu_s_per_s=cpu_s_per_s,
+        peak_memory_bytes=peak_memory_bytes(worker.pid),
+    )
+
+
+async def _warm_up(feeder: Feeder, worker: Worker, request: InferRequest) -> None:
+    before_ms = 0.0
+    for _ in range(WARM_UP_ROUNDS):
+        batches = await feeder.feed(worker, request, 1, 3, 0.05)
+        median_ms = float(np.median([batch.span_ms for batch in batches]))
+        if abs(median_ms - before_ms) <= WARM_UP_CHANGE_PCT / 100 * median_ms:
+            return
+        before_ms = median_ms
+
+
+def median_ci_pct(values: Sequence[float]) -> float:
+    """Half the width of the median's 95 % confidence interval, in percent of the median.
+
+    From order statistics: the median lies between the values of rank n/2 -+ 0.98 sqrt(n) in 95 of 100 samples, whatever
+    their distribution (Conover, Practical Nonparametric Statistics, 3.2).
+    """
+    ordered = np.sort(values)
+    count = len(ordered)
+    reach = 0.98 * count**0.5
+    low = max(0, int(np.floor(count / 2 - reach)))
+    high = min(count - 1, int(np.ceil(count / 2 + reach)))
+    median = float(np.median(ordered))
+    return 100 * float(ordered[high] - ordered[low]) / 2 / median if median > 0 else 0.0
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def peak_memory_bytes(pid: int) -> int:
+    """Most memory that the process has had at once, as Linux counts it (VmHWM)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise MeasurementFailed(f"/proc/{pid}/status has no VmHWM; is process {pid} still running?")
+
+
+def input_shapes(config: ModelConfig, shape: dict[str, Shape]) -> dict[str, Shape]:
+    """Dims of each input, without the batch where the model batches: free dimensions are 1 or as `shape` says.
+
+    Raises UsageError where `shape` names no input of the model or contradicts its dims.
+    """
+    names = [spec.name for spec in config.inputs]
+    for name in shape:
+        if name not in names:
+            raise UsageError(f"--shape {name}: no such input; '{config.name}' has {', '.join(names)}")
+    return {spec.name: _dims(spec, shape.get(spec.name)) for spec in config.inputs}
+
+
+def _dims(spec: TensorSpec, asked: Shape | None) -> Shape:
+    if asked is None:
+        return tuple(1 if dim == -1 else dim for dim in spec.dims)
+    if len(asked) != len(spec.dims) or any(dim not in (-1, ask) for dim, ask in zip(spec.dims, asked, strict=True)):
+        raise UsageError(f"--shape {spec.name}: {list(asked)} does not fit the model's dims {list(spec.dims)}")
+    return asked
+
+
+def random_request(config: ModelConfig, batch: int, shape: dict[str, Shape]) -> InferRequest:
+    """One request of `batch` rows of random data, the same in every run; `shape` as in `input_shapes`."""
+    rng = np.random.default_rng(0)
+    dims = input_shapes(config, shape)
+    rows = (batch,) if config.batches else ()
+    shapes = tuple((*rows, *dims[spec.name]) for spec in config.inputs)
+    tensors = tuple(
+        to_wire(random_array(spec.datatype, whole, rng)) for spec, whole in zip(config.inputs, shapes, strict=True)
+    )
+    return InferRequest(tensors, shapes, batch, shapes, done=lambda outcome: None)
+
+
+def random_array(datatype: str, shape: Shape, rng: np.random.Generator) -> Array:
+    """Array [shape] of values that any model takes: floats in 0..1, whole numbers 0 and 1, strings "0" and "1"."""
+    if datatype == "BYTES":
+        return np.array([b"0", b"1"], np.object_)[rng.integers(0, 2, math.prod(shape))].reshape(shape)
+    if datatype == "BF16":  # carried as the upper half of an FP32
+        return (rng.random(shape, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    dtype = NUMPY_DTYPES[datatype]
+    return (rng.random(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)

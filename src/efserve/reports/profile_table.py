@@ -1,0 +1,73 @@
+"""Profiles for people: the table of one profile and the sentences that name its best rows."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from efserve.profiles import STEADY_CI_PCT, ProfileFacts, ProfileRow, best_by_throughput, best_under_slo
+
+
+def profile_table(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float | None) -> Table:
+    """One line per (share, batch), the best ones marked; at most 80 columns wide."""
+    title = f"{facts.model} {facts.version}, {facts.engine_version}"
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in ("share %", "cores", "batch", "mean ms", "p50 ms", "p90 ms", "p99 ms", "inf/s", "util %", "MB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    best, under_slo = best_by_throughput(rows), None if slo_ms is None else best_under_slo(rows, slo_ms)
+    for at, row in enumerate(rows):
+        marks = [mark for mark, marked in (("*", best), ("<", under_slo)) if marked is row]
+        marks += [] if row.is_steady else ["~"]
+        is_last_of_share = at + 1 < len(rows) and rows[at + 1].cores != row.cores
+        table.add_row(
+            f"{row.share_pct:g}",
+            str(row.cores),
+            str(row.batch),
+            *(decimals(value) for value in (row.mean_ms, row.p50_ms, row.p90_ms, row.p99_ms)),
+            f"{row.throughput_per_s:,.0f}" if row.throughput_per_s >= 100 else decimals(row.throughput_per_s),
+            f"{row.utilization_pct:.0f}",
+            f"{row.peak_memory_mb:.0f}",
+            "".join(marks),
+            end_section=is_last_of_share,
+        )
+    return table
+
+
+def best_lines(rows: Sequence[ProfileRow], slo_ms: float | None) -> list[str]:
+    """The best (batch, share) by throughput, the best within the SLO, and what the marks of the table mean."""
+    lines = []
+    if (best := best_by_throughput(rows)) is not None:
+        lines.append(f"* Most throughput: {_point(best)}.")
+    if slo_ms is not None:
+        under_slo = best_under_slo(rows, slo_ms)
+        lines.append(
+            f"< Most throughput with p99 within {slo_ms:g} ms: {_point(under_slo)}."
+            if under_slo is not None
+            else f"No batch has its p99 within {slo_ms:g} ms; the fastest is {_point(min(rows, key=_p99_ms))}."
+        )
+    if not all(row.is_steady for row in rows):
+        lines.append(
+            f"~ Unsteady: the median is known less well than within {STEADY_CI_PCT:g} %; was the machine busy?"
+        )
+    return lines
+
+
+def _p99_ms(row: ProfileRow) -> float:
+    return row.p99_ms
+
+
+def _point(row: ProfileRow) -> str:
+    cores = "1 core" if row.cores == 1 else f"{row.cores} cores"
+    return (
+        f"batch {row.batch} on {row.share_pct:g} % ({cores}), {row.throughput_per_s:,.0f} inf/s, "
+        f"p99 {decimals(row.p99_ms)} ms"
+    )
+
+
+def decimals(value: float) -> str:
+    """About four significant digits, never in exponents: 0.0513, 1.234, 123.4, 1234."""
+    for limit, digits in ((1, 4), (10, 3), (100, 2), (1000, 1)):
+        if value < limit:
+            return f"{value:.{digits}f}"
+    return f"{value:.0f}"
