@@ -1,0 +1,90 @@
+"""What an engine is, and how one is loaded by name.
+
+An engine runs one model file on one partition. It sees numpy arrays in the order of the config and nothing of requests,
+batching or shared memory.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, cast
+
+from efserve.devices import Partition
+from efserve.errors import LoadFailed
+from efserve.model_config import DEFAULT_MAX_BATCH, FileSignature, ModelConfig, complete
+from efserve.tensors import Array
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One version of a model on disk, and how it shall run."""
+
+    folder: Path  # the version folder that holds model.onnx, model.pt or model.py
+    config: ModelConfig  # as written, possibly incomplete
+    partition: Partition
+    max_batch: int = DEFAULT_MAX_BATCH  # max_batch_size of a config that is completed
+    force_max_batch: int = 0  # > 0: max_batch_size of a model that batches, whatever its config says
+    spin: bool = False  # engine threads spin while they wait
+
+    def file(self, default_name: str) -> Path:
+        """The model file; LoadFailed when there is none."""
+        path = self.folder / (self.config.default_model_filename or default_name)
+        if not path.is_file():
+            raise LoadFailed(f"there is no file {path.name} in {self.folder}")
+        return path
+
+    def settle(self, signature: FileSignature) -> ModelConfig:
+        """The config that runs: completed by the file and checked against it."""
+        config = complete(self.config, signature, self.max_batch)
+        if config.batches and self.force_max_batch:
+            config = replace(config, max_batch_size=self.force_max_batch)
+        return config
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    config: ModelConfig  # complete
+    version: str  # of the library, for people: "onnxruntime 1.20.0"
+    warmup_runs: int  # runs of one batch size until its latency is steady
+
+    def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        """Outputs in the order of the config for inputs in the order of the config; may raise anything.
+
+        Inputs are valid during the call only. BYTES are object arrays of `bytes`; as outputs they may be any strings.
+        """
+        ...
+
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object] | None:
+        """A call that computes from these inputs right into these outputs, saving copies; None: use `infer`."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+        ...
+
+
+class _Module(Protocol):
+    def load(self, source: Source) -> Engine: ...
+
+
+_LIBRARIES = {  # engine -> the library that it needs, and how to get it
+    "onnx": ("onnxruntime", "pip install onnxruntime"),
+    "torchscript": ("torch", "pip install 'efserve[torch]'"),
+    "python": ("", ""),
+}
+
+
+def load(name: str, source: Source) -> Engine:
+    """The model of `source` loaded by engine `name`; LoadFailed or ConfigError, or whatever the library raises."""
+    if name not in _LIBRARIES:
+        raise LoadFailed(f"there is no engine '{name}'; choose one of {', '.join(_LIBRARIES)}")
+    library, remedy = _LIBRARIES[name]
+    try:
+        module = cast(_Module, importlib.import_module(f"efserve.engines.{name}"))
+    except ModuleNotFoundError as error:
+        if error.name != library:
+            raise
+        raise LoadFailed(f"engine '{name}' needs {library}, which is not installed: {remedy}") from error
+    return module.load(source)

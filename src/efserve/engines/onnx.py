@@ -1,0 +1,143 @@
+"""ONNX models on the CPU by onnxruntime.
+
+Binding the session to shared memory halves the cost of a small batch and of the bytes of a large one (measured against
+`session.run` and a copy), so static tensors are bound; strings and free output shapes take `session.run`.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from efserve.engines.base import Source
+from efserve.errors import InferenceFailed, LoadFailed
+from efserve.model_config import FileSignature, ModelConfig
+from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec
+
+_ERRORS_ONLY = 3
+_NOTHING = 4  # what goes wrong in a run is in the exception
+
+_DATATYPES = {  # onnxruntime's name of a type -> v2 datatype, and its number in onnx.TensorProto
+    "tensor(bool)": ("BOOL", 9),
+    "tensor(uint8)": ("UINT8", 2),
+    "tensor(uint16)": ("UINT16", 4),
+    "tensor(uint32)": ("UINT32", 12),
+    "tensor(uint64)": ("UINT64", 13),
+    "tensor(int8)": ("INT8", 3),
+    "tensor(int16)": ("INT16", 5),
+    "tensor(int32)": ("INT32", 6),
+    "tensor(int64)": ("INT64", 7),
+    "tensor(float16)": ("FP16", 10),
+    "tensor(bfloat16)": ("BF16", 16),
+    "tensor(float)": ("FP32", 1),
+    "tensor(double)": ("FP64", 11),
+    "tensor(string)": ("BYTES", 8),
+}
+_ELEMENT_TYPES = dict(_DATATYPES.values())
+
+
+class OnnxEngine:
+    """One inference session."""
+
+    warmup_runs = 1
+
+    def __init__(self, session: onnxruntime.InferenceSession, config: ModelConfig, signature: FileSignature) -> None:
+        self.config = config
+        self.version = f"onnxruntime {onnxruntime.__version__}"
+        self._session = session
+        self._input_names = [spec.name for spec in config.inputs]
+        self._output_names = [spec.name for spec in config.outputs]
+        datatypes = {spec.datatype for spec in (*config.inputs, *config.outputs)}
+        self._can_bind = "BYTES" not in datatypes and _has_static_outputs(config, signature)
+        self._string_inputs = [index for index, spec in enumerate(config.inputs) if spec.datatype == "BYTES"]
+        self._needs_pointers = "BF16" in datatypes  # numpy has no such dtype
+
+    def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        """Run the session; outputs are new arrays."""
+        if self._needs_pointers:
+            return self._infer_by_pointers(inputs)
+        feed = dict(zip(self._input_names, inputs, strict=True))
+        for index in self._string_inputs:
+            feed[self._input_names[index]] = _as_text(self._input_names[index], inputs[index])
+        outputs: Sequence[Array] = self._session.run(self._output_names, feed)
+        return outputs
+
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object] | None:
+        """Bind static tensors; the arrays must live as long as the call."""
+        if not self._can_bind or any(array.size == 0 for array in (*inputs, *outputs)):
+            return None
+        binding = self._bound_inputs(inputs)
+        for spec, array in zip(self.config.outputs, outputs, strict=True):
+            binding.bind_output(spec.name, "cpu", 0, _ELEMENT_TYPES[spec.datatype], array.shape, array.ctypes.data)
+        return partial(self._session.run_with_iobinding, binding)
+
+    def close(self) -> None:
+        """End the session."""
+        del self._session
+
+    def _bound_inputs(self, inputs: Sequence[Array]) -> onnxruntime.IOBinding:
+        binding = self._session.io_binding()
+        for spec, array in zip(self.config.inputs, inputs, strict=True):
+            binding.bind_input(spec.name, "cpu", 0, _ELEMENT_TYPES[spec.datatype], array.shape, array.ctypes.data)
+        return binding
+
+    def _infer_by_pointers(self, inputs: Sequence[Array]) -> list[Array]:
+        binding = self._bound_inputs(inputs)
+        for name in self._output_names:
+            binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        return [_copy_of(value, spec) for value, spec in zip(binding.get_outputs(), self.config.outputs, strict=True)]
+
+
+def load(source: Source) -> OnnxEngine:
+    """A session over `model.onnx` with as many threads as the partition has."""
+    onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = max(1, source.partition.threads)
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _NOTHING
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if source.spin else "0")
+    path = source.file("model.onnx")
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    stated = {spec.name for spec in source.config.outputs}
+    outputs = [output for output in session.get_outputs() if not stated or output.name in stated]
+    signature = FileSignature(_specs(session.get_inputs(), "input"), _specs(outputs, "output"))
+    return OnnxEngine(session, source.settle(signature), signature)
+
+
+def _specs(nodes: Sequence[onnxruntime.NodeArg], kind: str) -> tuple[TensorSpec, ...]:
+    specs = []
+    for node in nodes:
+        if node.type not in _DATATYPES:
+            raise LoadFailed(f"{kind} '{node.name}' is a {node.type}, for which the v2 protocol has no datatype")
+        dims = tuple(dim if isinstance(dim, int) else -1 for dim in node.shape)
+        specs.append(TensorSpec(node.name, _DATATYPES[node.type][0], dims))
+    return tuple(specs)
+
+
+def _has_static_outputs(config: ModelConfig, signature: FileSignature) -> bool:
+    in_file = {spec.name: spec.dims[1 if config.batches else 0 :] for spec in signature.outputs}
+    return all(dim >= 0 for spec in config.outputs for dim in in_file[spec.name])
+
+
+def _as_text(name: str, array: npt.NDArray[Any]) -> Array:
+    texts = np.empty(array.shape, np.object_)
+    try:
+        texts.ravel()[:] = [element.decode() for element in array.ravel()]
+    except UnicodeDecodeError as error:
+        raise InferenceFailed(f"input '{name}': onnxruntime takes strings in UTF-8 only, {error}") from error
+    return texts
+
+
+def _copy_of(value: onnxruntime.OrtValue, spec: TensorSpec) -> Array:
+    if spec.datatype != "BF16":
+        array: Array = value.numpy()
+        return array
+    shape = value.shape()
+    data = ctypes.string_at(value.data_ptr(), 2 * int(np.prod(shape)))
+    return np.frombuffer(data, NUMPY_DTYPES["BF16"]).reshape(shape)

@@ -1,0 +1,91 @@
+"""TorchScript models on the CPU by libtorch.
+
+The files hold no names and shapes: both come from the config; inputs are passed by position, in its order.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from efserve.engines.base import Source
+from efserve.errors import InferenceFailed, LoadFailed
+from efserve.model_config import FileSignature, ModelConfig
+from efserve.tensors import Array
+
+
+class TorchScriptEngine:
+    """One script module in inference mode."""
+
+    warmup_runs = 2  # the first run of a size profiles, the second compiles
+
+    def __init__(self, module: Any, config: ModelConfig) -> None:
+        self.config = config
+        self.version = f"torch {torch.__version__}"
+        self._module = module
+        self._bf16_inputs = [spec.datatype == "BF16" for spec in config.inputs]
+
+    def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        """Run the module; a tensor, a tuple, a list (by position) or a dict (by name) of tensors comes back."""
+        tensors = [
+            torch.from_numpy(array).view(torch.bfloat16) if bf16 else torch.from_numpy(array)
+            for array, bf16 in zip(inputs, self._bf16_inputs, strict=True)
+        ]
+        with torch.inference_mode():
+            answer = self._module(*tensors)
+        return [_array(tensor) for tensor in self._outputs(answer)]
+
+    def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object] | None:
+        """Never: libtorch makes its own outputs."""
+
+    def close(self) -> None:
+        """Free the module."""
+        del self._module
+
+    def _outputs(self, answer: object) -> Sequence[torch.Tensor]:
+        specs = self.config.outputs
+        if isinstance(answer, torch.Tensor):
+            answer = (answer,)
+        if isinstance(answer, Mapping):
+            missing = [spec.name for spec in specs if spec.name not in answer]
+            if missing:
+                raise InferenceFailed(f"output '{missing[0]}' is missing; the model returned {list(answer)}")
+            return [answer[spec.name] for spec in specs]
+        if not isinstance(answer, tuple | list):
+            raise InferenceFailed(f"the model returned {type(answer).__name__}, expected a tensor or several")
+        if len(answer) < len(specs):
+            raise InferenceFailed(
+                f"output '{specs[len(answer)].name}' is missing; the model returned {len(answer)} tensors, "
+                f"the config lists {len(specs)} outputs"
+            )
+        return answer[: len(specs)]
+
+
+def load(source: Source) -> TorchScriptEngine:
+    """The module of `model.pt`, frozen and optimized, with as many threads as the partition has."""
+    config = source.settle(FileSignature())
+    strings = [spec.name for spec in (*config.inputs, *config.outputs) if spec.datatype == "BYTES"]
+    if strings:
+        raise LoadFailed(f"tensor '{strings[0]}' is BYTES, but TorchScript models have no string tensors")
+    torch.set_num_threads(max(1, source.partition.threads))
+    torch.set_num_interop_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libtorch announces the end of torch.jit with each call
+        module = torch.jit.load(str(source.file("model.pt")), map_location="cpu").eval()  # type: ignore[no-untyped-call]  # torch
+        return TorchScriptEngine(_optimized(module), config)
+
+
+def _optimized(module: Any) -> Any:
+    try:
+        return torch.jit.optimize_for_inference(module)
+    except RuntimeError:  # frozen already, or made of what the optimizer cannot take: it runs as it is
+        return module
+
+
+def _array(tensor: object) -> Array:
+    if not isinstance(tensor, torch.Tensor):
+        raise InferenceFailed(f"the model returned {type(tensor).__name__} among its outputs, expected tensors")
+    tensor = tensor.detach()
+    array: Array = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return array

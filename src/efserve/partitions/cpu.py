@@ -1,0 +1,41 @@
+"""A partition of the host CPU made real: thread counts by environment before the start, affinity from within.
+
+Owns nothing that outlives the process that it is applied to.
+"""
+
+import os
+
+from efserve.devices import Partition
+from efserve.errors import LoadFailed
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def environment(partition: Partition) -> dict[str, str]:
+    """Environment of a process that shall live in the partition: libraries start no more threads than it has."""
+    threads = str(max(1, partition.threads))
+    return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, threads)}
+
+
+def enter(partition: Partition) -> None:
+    """Pin this process to the partition's cores (to none where it lists none); LoadFailed where that is impossible.
+
+    To be called before any library starts its threads, which inherit the affinity.
+    """
+    if not partition.cores:
+        return
+    wanted, allowed = set(partition.cores), os.sched_getaffinity(0)
+    refusal = (
+        f"cannot run on cores {_listed(wanted)}: this process may use {_listed(allowed)}; choose among those or leave "
+        "the cores empty"
+    )
+    try:
+        os.sched_setaffinity(0, wanted)
+    except (OSError, ValueError) as error:
+        raise LoadFailed(refusal) from error
+    if os.sched_getaffinity(0) != wanted:  # the kernel drops cores that do not exist without a word
+        raise LoadFailed(refusal)
+
+
+def _listed(cores: set[int]) -> str:
+    return ", ".join(map(str, sorted(cores)))

@@ -1,0 +1,100 @@
+"""A worker's life inside its own process: load, warm up, say READY, answer batches in order, end.
+
+It ends on STOP, at the end of the control connection, and with its parent, however that dies.
+"""
+
+import ctypes
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from time import monotonic
+
+from efserve.engines import base
+from efserve.errors import EfserveError, LoadFailed
+from efserve.partitions import cpu
+from efserve.transport import messages
+from efserve.transport.arena import Area
+from efserve.transport.channel import Channel
+from efserve.worker.execution import Executor, describe
+from efserve.worker.spec import WorkerFacts, WorkerSpec
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Live as the worker of process `arguments[0]`; the others are the fds of the control socket and of the areas."""
+    parent_pid, control, *areas = map(int, arguments)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's to decide about
+    faulthandler.enable()
+    _die_with(parent_pid)
+    channel = Channel(socket.socket(fileno=control))
+    inputs = [Area(fd) for fd in areas[::2]]
+    outputs = [Area(fd) for fd in areas[1::2]]
+    request = channel.receive()
+    if not request:
+        return 0
+    spec = messages.from_json(inputs[0].get(messages.size_of(request)), WorkerSpec)
+    try:
+        engine, executor, facts = _load(spec, inputs, outputs)
+    except Exception as error:  # noqa: BLE001 - the border of a worker's load: a model may raise anything
+        if not isinstance(error, EfserveError):
+            traceback.print_exc()
+        channel.send(messages.failed(describe(error)))
+        return 1
+    _answer(channel, executor, messages.sized(messages.READY, outputs[0].put(messages.to_json(facts))))
+    engine.close()
+    return 0
+
+
+def _answer(channel: Channel, executor: Executor, ready: bytes) -> None:
+    try:
+        channel.send(ready)
+        while (message := channel.receive()) and message[0] == messages.RUN:
+            channel.send(executor.run(message))
+    except BrokenPipeError:  # the gateway has gone: nobody waits for an answer
+        return
+
+
+def _load(
+    spec: WorkerSpec, inputs: Sequence[Area], outputs: Sequence[Area]
+) -> tuple[base.Engine, Executor, WorkerFacts]:
+    start_s = monotonic()
+    cpu.enter(spec.partition)
+    source = base.Source(
+        folder=spec.folder,
+        config=spec.config,
+        partition=spec.partition,
+        max_batch=spec.max_batch,
+        force_max_batch=spec.force_max_batch,
+        spin=spec.spin,
+    )
+    engine = base.load(spec.engine, source)
+    for kind, specs in (("inputs", engine.config.inputs), ("outputs", engine.config.outputs)):
+        if not messages.layout_fits(specs):
+            raise LoadFailed(f"the model has {len(specs)} {kind}, more than a batch message can describe")
+    loaded_s = monotonic()
+    executor = Executor(engine, inputs, outputs)
+    if spec.warmup:
+        executor.warm_up()
+    facts = WorkerFacts(
+        config=engine.config,
+        pid=os.getpid(),
+        load_s=loaded_s - start_s,
+        warmup_s=monotonic() - loaded_s,
+        start_s=0.0,
+        engine_version=engine.version,
+    )
+    return engine, executor, facts
+
+
+def _die_with(parent_pid: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends, even in the midst of a long load."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:  # it went before the kernel knew
+        sys.exit(0)

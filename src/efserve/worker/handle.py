@@ -1,0 +1,260 @@
+"""The gateway's handle on one worker: start, batches out and answers in, death, stop.
+
+Owns the worker's process, control connection and shared memory. Which batch goes to which slot is the router's
+business, and so are the requests of a batch that a dead worker never answered.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from enum import Enum
+from time import monotonic
+
+from efserve.errors import InferenceFailed, LoadFailed
+from efserve.inference import BatchTiming, InferRequest, Outcome
+from efserve.partitions import cpu
+from efserve.transport import messages
+from efserve.transport.arena import Area
+from efserve.transport.channel import Channel
+from efserve.worker.exchange import Exchange
+from efserve.worker.process import ChildProcess
+from efserve.worker.spec import WorkerFacts, WorkerSpec
+
+__all__ = ["Worker", "WorkerFacts", "WorkerSpec", "WorkerState"]
+
+_TERM_S = 2.0  # from SIGTERM to SIGKILL
+_LEAVE_S = 2.0  # for a worker that has hung up or failed to load, to end by itself
+
+
+class WorkerState(Enum):
+    """Where a worker is in its life."""
+
+    NEW = "new"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    DEAD = "dead"
+
+
+_MOVES = {
+    WorkerState.NEW: (WorkerState.STARTING, WorkerState.DEAD),
+    WorkerState.STARTING: (WorkerState.READY, WorkerState.STOPPING, WorkerState.DEAD),
+    WorkerState.READY: (WorkerState.STOPPING, WorkerState.DEAD),
+    WorkerState.STOPPING: (WorkerState.DEAD,),
+    WorkerState.DEAD: (),
+}
+
+
+class Worker:
+    """One worker process, to be used from the event loop that started it.
+
+    `on_done(worker, slot, outcomes, timing)` answers each `send`, in the order of its requests; the slot is free again.
+    `on_death(worker, reason)` comes once if a READY worker ends without `stop`; what it had not answered then, and what
+    it has not answered when `stop` returns, is never answered.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        *,
+        on_done: Callable[["Worker", int, list[Outcome], BatchTiming | None], None],
+        on_death: Callable[["Worker", str], None],
+    ) -> None:
+        self.spec = spec
+        self.state = WorkerState.NEW
+        self.facts: WorkerFacts | None = None
+        self._on_done = on_done
+        self._on_death = on_death
+        self._running: list[Sequence[InferRequest]] = [()] * spec.slots
+        self._settled = asyncio.Event()  # READY, or never to be
+        self._failure = ""  # why it could not start
+        self._process: ChildProcess | None = None
+
+    def __repr__(self) -> str:
+        name = f"{self.spec.config.name}/{self.spec.version}"
+        return f"<Worker {name} {self.spec.engine} {self.state.value} pid={self.pid}>"
+
+    @property
+    def pid(self) -> int:
+        """Process id; 0 before the start."""
+        return self._process.pid if self._process else 0
+
+    @property
+    def stderr_tail(self) -> str:
+        """The last lines that the process printed."""
+        return self._process.stderr_tail if self._process else ""
+
+    @property
+    def ending(self) -> str:
+        """How the process ended: "killed by SIGKILL", "exited with code 3"; empty before."""
+        return self._process.ending if self._process else ""
+
+    def rss_bytes(self) -> int:
+        """Resident memory of the process; 0 when there is none."""
+        return self._process.rss_bytes() if self._process else 0
+
+    async def start(self, deadline_s: float) -> WorkerFacts:
+        """Start the process and wait until it is READY.
+
+        Raises LoadFailed, with what is known of the reason, when it says that it cannot, ends, or needs longer than
+        `deadline_s`; the process is gone by then.
+        """
+        self._move(WorkerState.STARTING)
+        self._loop = asyncio.get_running_loop()
+        process = self._spawn()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._settled.wait()
+        except TimeoutError:
+            self._failure = self._failure or f"it was not ready within {deadline_s:g} s"
+        finally:
+            if self.state is WorkerState.STARTING:
+                self.kill()
+                await process.exited.wait()
+        if self.facts is None:
+            raise LoadFailed(self._failure)
+        return self.facts
+
+    def send(self, slot: int, requests: Sequence[InferRequest]) -> None:
+        """Give the worker, which must be READY, one batch in a free slot. Never blocks; `on_done` comes later."""
+        self._running[slot] = requests
+        try:
+            message = self._exchange.write(slot, requests)
+        except OSError as error:
+            failures: list[Outcome] = [InferenceFailed(f"no shared memory for the batch: {error}")] * len(requests)
+            self._loop.call_soon(self._finish, slot, failures, None)
+            return
+        try:
+            self._channel.send(message)
+        except BlockingIOError:  # it has read nothing for a long time: it hangs
+            self.kill()
+        except OSError:  # it has just died, which the loop is about to notice
+            pass
+
+    async def stop(self, drain_s: float) -> None:
+        """End the process: let it answer what it has within `drain_s`, then SIGTERM, then SIGKILL. May be repeated."""
+        if self.state is WorkerState.NEW:
+            self._move(WorkerState.DEAD)
+        if self.state is WorkerState.DEAD or self._process is None:
+            return
+        if self.state is WorkerState.READY:
+            self._move(WorkerState.STOPPING)
+            with contextlib.suppress(OSError):
+                self._channel.send(messages.stop())
+        elif self.state is WorkerState.STARTING:
+            self._move(WorkerState.STOPPING)
+            drain_s = 0.0  # nothing to drain
+        for number, deadline_s in ((None, drain_s), (signal.SIGTERM, _TERM_S)):
+            if number:
+                self._process.signal(number)
+            if await self._process.wait(deadline_s):
+                return
+        self.kill()
+        await self._process.exited.wait()
+
+    def kill(self) -> None:
+        """SIGKILL now; a READY worker's death is reported like any other."""
+        if self._process:
+            self._process.signal(signal.SIGKILL)
+
+    def _move(self, state: WorkerState) -> None:
+        if state not in _MOVES[self.state]:
+            raise RuntimeError(f"{self!r} cannot become {state.value}")
+        self.state = state
+
+    def _spawn(self) -> ChildProcess:
+        self._start_s = monotonic()
+        self._channel, theirs = Channel.pair()
+        self._inputs = [Area.create() for _ in range(self.spec.slots)]
+        self._outputs = [Area.create() for _ in range(self.spec.slots)]
+        pairs = zip(self._inputs, self._outputs, strict=True)
+        fds = [theirs.fileno(), *[area.fileno() for pair in pairs for area in pair]]
+        self._channel.send(messages.sized(messages.LOAD, self._inputs[0].put(messages.to_json(self.spec))))
+        try:
+            self._process = ChildProcess(
+                self._loop,
+                ["efserve.worker", str(os.getpid()), *map(str, fds)],
+                fds=fds,
+                environment=cpu.environment(self.spec.partition),
+                on_exit=self._exited,
+            )
+        except OSError as error:
+            self._let_go()
+            self._move(WorkerState.DEAD)
+            raise LoadFailed(f"cannot start a worker process: {error}") from error
+        finally:
+            theirs.close()
+        self._loop.add_reader(self._channel.fileno(), self._receive)
+        return self._process
+
+    def _receive(self) -> None:
+        message = self._channel.receive()
+        if message:
+            self._handle(message)
+        elif message is not None:
+            self._loop.remove_reader(self._channel.fileno())
+            self._leave_soon()
+
+    def _handle(self, message: bytes) -> None:
+        match message[0]:
+            case messages.DONE:
+                slot = message[1]
+                outcomes: list[Outcome] = [*self._exchange.read(slot, self._running[slot], message)]
+                self._finish(slot, outcomes, BatchTiming._make(messages.DONE_HEAD.unpack_from(message)[2:]))
+            case messages.ERROR:
+                slot = message[1]
+                failure = InferenceFailed(messages.text_of(message))
+                self._finish(slot, [failure] * len(self._running[slot]), None)
+            case messages.READY:
+                self._become_ready(message)
+            case messages.FAILED:
+                self._failure = messages.text_of(message)
+                self._leave_soon()
+
+    def _finish(self, slot: int, outcomes: list[Outcome], timing: BatchTiming | None) -> None:
+        self._running[slot] = ()
+        self._on_done(self, slot, outcomes, timing)
+
+    def _become_ready(self, message: bytes) -> None:
+        if self.state is not WorkerState.STARTING:
+            return
+        told = messages.from_json(self._outputs[0].get(messages.size_of(message)), WorkerFacts)
+        self.facts = replace(told, start_s=monotonic() - self._start_s)
+        self._exchange = Exchange(told.config, self._inputs, self._outputs)
+        self._move(WorkerState.READY)
+        self._settled.set()
+
+    def _leave_soon(self) -> None:
+        """See to it that a process which has nothing more to say ends."""
+        self._loop.call_later(_LEAVE_S, self.kill)
+
+    def _exited(self) -> None:
+        while message := self._channel.receive():  # batches that it answered before it died
+            self._handle(message)
+        self._let_go()
+        was = self.state
+        self._move(WorkerState.DEAD)
+        if not self._settled.is_set():
+            self._failure = self._why_not_started(was)
+            self._settled.set()
+        elif was is WorkerState.READY:
+            self._on_death(self, self._with_tail(self.ending))
+
+    def _why_not_started(self, was: WorkerState) -> str:
+        if was is WorkerState.STOPPING:
+            return "it was stopped while it was starting"
+        return self._with_tail(self._failure or f"its worker {self.ending} while it was starting")
+
+    def _with_tail(self, reason: str) -> str:
+        tail = self.stderr_tail
+        return f"{reason}; its last lines of output:\n{tail}" if tail else reason
+
+    def _let_go(self) -> None:
+        with contextlib.suppress(ValueError):
+            self._loop.remove_reader(self._channel.fileno())
+        self._channel.close()
+        for area in (*self._inputs, *self._outputs):
+            area.close()
