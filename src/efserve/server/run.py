@@ -139,9 +139,9 @@ def _status(catalog: Catalog, http: str, metrics: str) -> ServerStatus:
 
 def _report(status: ServerStatus, config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
     failed = [model for model in status.models if model.state != VersionState.READY.value]
-    on_ready(status)
     if config.ready_file is not None:
         _write_whole(config.ready_file, msgspec.json.encode(status))
+    on_ready(status)
     if failed and config.exit_on_error:
         raise LoadFailed(f"model '{failed[0].name}' did not start: {failed[0].reason}")
 

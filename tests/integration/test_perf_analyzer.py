@@ -1,0 +1,51 @@
+"""NVIDIA's perf_analyzer works against the server unchanged."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from serving import SHIPPED, RunningServer, serve
+
+PerfAnalyzer = Callable[..., subprocess.CompletedProcess[str]]
+QUICK = ("--measurement-mode", "count_windows", "--measurement-request-count", "50", "--stability-percentage", "999")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with serve("--model", "digits", repository=SHIPPED) as running:
+        yield running
+
+
+def test_concurrency_over_http(server: RunningServer, perf_analyzer: PerfAnalyzer) -> None:
+    ended = perf_analyzer("-m", "digits", "-u", server.address, "--concurrency-range", "1:3:2", *QUICK)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert re.search(r"Concurrency: 3, throughput: [1-9]", ended.stdout)
+    assert "Avg request latency" in ended.stdout  # the server's own split, from its statistics
+
+
+def test_batches(server: RunningServer, perf_analyzer: PerfAnalyzer) -> None:
+    ended = perf_analyzer("-m", "digits", "-u", server.address, "-b", "4", *QUICK)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_json_tensors(server: RunningServer, perf_analyzer: PerfAnalyzer) -> None:
+    formats = ("--input-tensor-format", "json", "--output-tensor-format", "json")
+    ended = perf_analyzer("-m", "digits", "-u", server.address, *formats, *QUICK)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_request_rate(server: RunningServer, perf_analyzer: PerfAnalyzer) -> None:
+    rate = ("--request-rate-range", "100", "--request-distribution", "poisson")
+    ended = perf_analyzer("-m", "digits", "-u", server.address, *rate, *QUICK)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_own_input_data(server: RunningServer, perf_analyzer: PerfAnalyzer, tmp_path: Path) -> None:
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps({"data": [{"input": {"content": [0.5] * 64, "shape": [1, 8, 8]}}]}))
+    ended = perf_analyzer("-m", "digits", "-u", server.address, "--input-data", str(data), *QUICK)
+    assert ended.returncode == 0, ended.stdout + ended.stderr

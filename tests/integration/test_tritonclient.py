@@ -1,0 +1,108 @@
+"""tritonclient.http works against the server unchanged."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tritonclient import http as triton
+from tritonclient.utils import InferenceServerException
+
+from serving import MODELS, SHIPPED, RunningServer, serve
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with serve("--model", "digits", repository=SHIPPED) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[triton.InferenceServerClient]:
+    with triton.InferenceServerClient(server.address, concurrency=4) as connected:
+        yield connected
+
+
+def image(rows: int, binary: bool = True) -> triton.InferInput:
+    tensor = triton.InferInput("input", [rows, 1, 8, 8], "FP32")
+    tensor.set_data_from_numpy(np.random.default_rng(0).random((rows, 1, 8, 8), np.float32), binary_data=binary)
+    return tensor
+
+
+def test_control_calls(client: triton.InferenceServerClient) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("digits")
+    assert not client.is_model_ready("nope")
+    assert client.get_server_metadata()["name"] == "efserve"
+    assert client.get_model_metadata("digits")["inputs"][0]["shape"] == [-1, 1, 8, 8]
+    assert client.get_model_config("digits")["max_batch_size"] >= 1
+    assert client.get_model_repository_index()[0]["name"] == "digits"
+    assert client.get_inference_statistics("digits")["model_stats"][0]["name"] == "digits"
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+def test_infer(client: triton.InferenceServerClient, binary_in: bool, binary_out: bool) -> None:
+    wanted = [triton.InferRequestedOutput("scores", binary_data=binary_out)]
+    result = client.infer("digits", [image(3, binary_in)], outputs=wanted, request_id="abc")
+    assert result.get_response()["id"] == "abc"
+    scores = result.as_numpy("scores")
+    assert scores.shape == (3, 10)
+    assert scores.sum(axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compression(client: triton.InferenceServerClient, algorithm: str) -> None:
+    plain = client.infer("digits", [image(2)]).as_numpy("scores")
+    compressed = client.infer(
+        "digits", [image(2)], request_compression_algorithm=algorithm, response_compression_algorithm=algorithm
+    )
+    assert compressed.as_numpy("scores") == pytest.approx(plain)
+
+
+def test_classification_with_labels(client: triton.InferenceServerClient) -> None:
+    wanted = [triton.InferRequestedOutput("scores", class_count=2)]
+    classes = client.infer("digits", [image(1)], outputs=wanted).as_numpy("scores")
+    assert classes.shape == (1, 2)
+    value, index, label = classes[0][0].decode().split(":")
+    assert 0 < float(value) <= 1
+    assert label == (Path(SHIPPED) / "digits" / "labels.txt").read_text().splitlines()[int(index)]
+
+
+def test_async_infer(client: triton.InferenceServerClient) -> None:
+    pending = [client.async_infer("digits", [image(1)]) for _ in range(20)]
+    assert all(p.get_result().as_numpy("scores").shape == (1, 10) for p in pending)
+
+
+def test_errors_are_exceptions_with_the_server_s_words(client: triton.InferenceServerClient) -> None:
+    with pytest.raises(InferenceServerException, match="Request for unknown model: 'nope' is not found"):
+        client.infer("nope", [image(1)])
+    with pytest.raises(InferenceServerException, match="batch-size must be <="):
+        client.infer("digits", [image(1000)])
+
+
+def test_strings() -> None:
+    with serve("--model", "echo", repository=MODELS) as server:
+        metadata = server.get("/v2/models/echo")[1]
+        words = np.array([["a", "", "löwe"]], np.object_)
+        with triton.InferenceServerClient(server.address) as client:
+            inputs = []
+            for spec in metadata["inputs"]:
+                tensor = triton.InferInput(spec["name"], [1, 3], spec["datatype"])
+                strings = spec["datatype"] == "BYTES"
+                tensor.set_data_from_numpy(words if strings else np.ones((1, 3), triton_dtype(spec["datatype"])))
+                inputs.append(tensor)
+            result = client.infer("echo", inputs)
+            names = [spec["name"] for spec in metadata["outputs"] if spec["datatype"] == "BYTES"]
+            assert names
+            for name in names:
+                assert [w.decode() for w in result.as_numpy(name).ravel()] == ["a", "", "löwe"]
+
+
+def triton_dtype(datatype: str) -> type[np.generic]:
+    """numpy's type of a v2 datatype, by the client's own table."""
+    from tritonclient.utils import triton_to_np_dtype
+
+    found: type[np.generic] = triton_to_np_dtype(datatype)
+    return found
