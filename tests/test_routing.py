@@ -16,8 +16,8 @@ def ignore(_: Outcome) -> None:
     """A request of which nobody waits for the answer."""
 
 
-def request(rows: int = 1) -> InferRequest:
-    return InferRequest((b"",), ((rows,),), rows, "k", ignore)
+def request(rows: int = 1, at_ns: int = 0) -> InferRequest:
+    return InferRequest((b"",), ((rows,),), rows, "k", ignore, arrival_ns=at_ns)
 
 
 def router(max_batch: int = 4, **policy: int) -> Router:
@@ -31,7 +31,7 @@ def sends(actions: Sequence[Action]) -> list[tuple[int, int, int]]:
 
 def test_requests_wait_for_a_worker_and_then_share_a_batch() -> None:
     r = router()
-    assert [r.add(request(), 0) for _ in range(3)] == [[], [], []]
+    assert [r.add(request()) for _ in range(3)] == [[], [], []]
     assert sends(r.worker_ready(7, 2, 0)) == [(7, 1, 3)]
 
 
@@ -39,8 +39,8 @@ def test_the_worker_with_most_free_slots_gets_the_batch() -> None:
     r = router()
     r.worker_ready(1, 2, 0)
     r.worker_ready(2, 2, 0)
-    assert [sends(r.add(request(), 0))[0][0] for _ in range(4)] == [1, 2, 1, 2]
-    assert sends(r.add(request(), 0)) == []
+    assert [sends(r.add(request()))[0][0] for _ in range(4)] == [1, 2, 1, 2]
+    assert sends(r.add(request())) == []
     batch, actions = r.batch_done(2, 0, 0)
     assert len(batch) == 1
     assert sends(actions) == [(2, 0, 1)]
@@ -48,8 +48,8 @@ def test_the_worker_with_most_free_slots_gets_the_batch() -> None:
 
 def test_a_full_queue_answers_at_once() -> None:
     r = router(max_queue_size=1)
-    r.add(request(), 0)
-    (action,) = r.add(request(), 0)
+    r.add(request())
+    (action,) = r.add(request())
     assert isinstance(action, Fail)
     assert str(action.error) == "Exceeds maximum queue size"
     assert isinstance(action.error, Unavailable)
@@ -57,7 +57,7 @@ def test_a_full_queue_answers_at_once() -> None:
 
 def test_a_late_request_is_rejected_when_time_has_passed() -> None:
     r = router(default_timeout_us=5)
-    r.add(request(), 0)
+    r.add(request())
     assert r.due_ns(0) == 5_000
     (action,) = r.tick(5_000)
     assert isinstance(action, Fail)
@@ -67,7 +67,7 @@ def test_a_late_request_is_rejected_when_time_has_passed() -> None:
 def test_after_a_death_requests_run_once_more_and_alone() -> None:
     r = router()
     for _ in range(2):
-        r.add(request(), 0)
+        r.add(request())
     r.worker_ready(1, 2, 0)
     assert r.worker_dead(1, 0) == ()
     assert [len(a.batch) for a in r.worker_ready(2, 2, 0) if isinstance(a, Send)] == [1, 1]
@@ -80,11 +80,11 @@ def test_a_closed_router_refuses_and_fails_what_a_dead_worker_held() -> None:
     r = router()
     r.worker_ready(1, 1, 0)
     running, queued, late = request(), request(), request()
-    r.add(running, 0)
-    r.add(queued, 0)
+    r.add(running)
+    r.add(queued)
     error = Unavailable("gone")
     assert r.close(error) == (Fail(queued, error),)
-    assert r.add(late, 0) == (Fail(late, error),)
+    assert r.add(late) == (Fail(late, error),)
     assert r.worker_dead(1, 0) == (Fail(running, error),)
 
 
@@ -129,10 +129,10 @@ class RouterLife(RuleBasedStateMachine):
 
     @rule(rows=st.integers(1, 4))
     def arrive(self, rows: int) -> None:
-        each = request(rows)
+        each = request(rows, self.now_ns)
         self.keep = [*getattr(self, "keep", []), each]  # ids stay unique
         self.waiting.add(id(each))
-        self.carry_out(self.router.add(each, self.now_ns))
+        self.carry_out(self.router.add(each))
 
     @rule()
     def ready(self) -> None:

@@ -69,14 +69,13 @@ class Router:
         """Requests that wait for a worker."""
         return len(self._queue)
 
-    def add(self, request: InferRequest, now_ns: int) -> Sequence[Action]:
-        """A request has arrived."""
-        request.arrival_ns = now_ns
+    def add(self, request: InferRequest) -> Sequence[Action]:
+        """A request has arrived, at its `arrival_ns`."""
         if self._closed is not None:
             return (Fail(request, self._closed),)
         if not self._queue.add(request):
             return (Fail(request, Unavailable("Exceeds maximum queue size")),)
-        return self._dispatch(now_ns)
+        return self._dispatch(request.arrival_ns)
 
     def worker_ready(self, worker: int, slots: int, now_ns: int) -> Sequence[Action]:
         """A worker can take batches, as many at once as it has slots."""

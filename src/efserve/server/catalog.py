@@ -97,7 +97,7 @@ class Catalog:
                 pid=worker.pid or 0,
                 state=worker.state.name,
                 rss_bytes=worker.rss_bytes() if worker.state is WorkerState.READY else 0,
-                cores=version.threads,
+                cores=(),
             )
             for version in self
             for number, worker in version.workers.items()

@@ -121,7 +121,7 @@ class ServedVersion:
         if router is None:
             request.done(Unavailable(f"model '{self.name}' version {self.version} is not ready"))
             return
-        self._carry_out(router.add(request, time.monotonic_ns()))
+        self._carry_out(router.add(request))
 
     async def _run_instance(self, started: asyncio.Future[None]) -> None:
         """One instance for as long as the version lives: a worker, and after its death the next."""
