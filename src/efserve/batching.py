@@ -40,6 +40,12 @@ class BatchQueue:
     def __repr__(self) -> str:
         return f"<BatchQueue {len(self._waiting)} waiting, {len(self._delayed)} delayed>"
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether delays or timeouts can make something happen while nothing arrives."""
+        policy = self._policy
+        return bool(self._delay_ns or policy.default_timeout_us or policy.allow_timeout_override)
+
     def add(self, request: InferRequest) -> bool:
         """Takes the request in, or answers False: the queue is full."""
         if len(self) >= self._limit:

@@ -60,6 +60,11 @@ class Router:
         return f"<Router {self._name}: {queued} queued, {self.in_flight} in flight, {workers} workers>"
 
     @property
+    def is_timed(self) -> bool:
+        """Whether time alone can make something happen: `due_ns` is worth asking."""
+        return self._queue.is_timed
+
+    @property
     def in_flight(self) -> int:
         """Requests that a worker holds."""
         return sum(len(batch) for worker in self._workers.values() for batch in worker.running.values())

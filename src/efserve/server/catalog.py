@@ -15,15 +15,15 @@ class Catalog:
     """Served versions and broken models; the `Service` of the frontends."""
 
     def __init__(self) -> None:
-        self._versions: dict[str, dict[int, ServedVersion]] = {}
+        self._versions: dict[str, dict[int, ServedVersion]] = {}  # of each model, the latest first
         self._broken: dict[str, str] = {}  # models whose config or files are wrong -> reason
         self._live = True
         self._started = False
 
     def add(self, version: ServedVersion) -> None:
         """A version is going to be served."""
-        versions = self._versions.setdefault(version.name, {})
-        versions[int(version.version)] = version
+        versions = {**self._versions.get(version.name, {}), int(version.version): version}
+        self._versions[version.name] = dict(sorted(versions.items(), reverse=True))
 
     def add_broken(self, name: str, reason: str) -> None:
         """A model cannot be served, for this reason."""
@@ -54,9 +54,9 @@ class Catalog:
             if found.state is not VersionState.READY:
                 raise Unavailable(f"Request for unknown model: '{name}' version {version} is not at ready state")
             return found
-        for number in sorted(versions, reverse=True):
-            if versions[number].state is VersionState.READY:
-                return versions[number]
+        for candidate in versions.values():
+            if candidate.state is VersionState.READY:
+                return candidate
         raise NotFound(f"Request for unknown model: '{name}' has no available versions")
 
     def models(self) -> list[ServedVersion]:

@@ -76,6 +76,7 @@ class ServedVersion:
         self._restarts = RestartPolicy()
         self._numbers = count()
         self._instance_tasks: list[asyncio.Task[None]] = []
+        self._is_timed = False  # the queue has delays or timeouts
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
 
@@ -179,6 +180,7 @@ class ServedVersion:
         if self._router is None:
             self.config = self._overridden(config)
             self._router = Router(self.config)
+            self._is_timed = self._router.is_timed
             self._move(VersionState.READY)
         self._carry_out(self._router.worker_ready(number, self._spec.slots, time.monotonic_ns()))
 
@@ -218,7 +220,8 @@ class ServedVersion:
             else:
                 self.counters.failed("REJECTED")
                 action.request.done(action.error)
-        self._set_timer()
+        if self._is_timed:
+            self._set_timer()
 
     def _set_timer(self) -> None:
         assert self._router is not None
