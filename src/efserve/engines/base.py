@@ -47,7 +47,7 @@ class Engine(Protocol):
 
     config: ModelConfig  # complete
     version: str  # of the library, for people: "onnxruntime 1.20.0"
-    warmup_runs: int  # runs of one batch size until its latency is steady
+    warmup_runs: int  # runs of one batch size until its latency is steady; 0: needs no warm-up
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Outputs in the order of the config for inputs in the order of the config; may raise anything.

@@ -26,7 +26,7 @@ from efserve.tensors import Array
 class PythonEngine:
     """One instance of a user's `Model`."""
 
-    warmup_runs = 1
+    warmup_runs = 0  # it may do anything, so it sees only what clients send; it can warm itself up in `__init__`
 
     def __init__(self, model: Any, config: ModelConfig) -> None:
         self.config = config

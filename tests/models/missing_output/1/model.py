@@ -1,0 +1,14 @@
+"""Answers with another output than the config promises."""
+
+from pathlib import Path
+
+from efserve.model_config import ModelConfig
+from efserve.tensors import Array
+
+
+class Model:
+    def __init__(self, config: ModelConfig, folder: Path) -> None:
+        pass
+
+    def infer(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        return {"result": inputs["input"]}

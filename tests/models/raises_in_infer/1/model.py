@@ -1,0 +1,14 @@
+"""Raises with each batch."""
+
+from pathlib import Path
+
+from efserve.model_config import ModelConfig
+from efserve.tensors import Array
+
+
+class Model:
+    def __init__(self, config: ModelConfig, folder: Path) -> None:
+        pass
+
+    def infer(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        raise ValueError("cannot digest this")

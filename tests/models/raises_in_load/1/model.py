@@ -1,0 +1,14 @@
+"""Raises while it loads."""
+
+from pathlib import Path
+
+from efserve.model_config import ModelConfig
+from efserve.tensors import Array
+
+
+class Model:
+    def __init__(self, config: ModelConfig, folder: Path) -> None:
+        raise RuntimeError("the weights are rotten")
+
+    def infer(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        return {"output": inputs["input"]}
