@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +106,7 @@ async def _start_models(catalog: Catalog) -> None:
     catalog.set_started()
 
 
-async def _listen(start: Callable[[str, int], "asyncio.Future[int]"], host: str, port: int, option: str) -> int:
+async def _listen(start: Callable[[str, int], Awaitable[int]], host: str, port: int, option: str) -> int:
     try:
         return await start(host, port)
     except OSError as exc:
@@ -215,6 +215,6 @@ class _StopSignal:
         return False
 
     def _on_stdin(self) -> None:
-        if not sys.stdin.buffer.raw.read(4096):
+        if not os.read(sys.stdin.fileno(), 4096):
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self._event.set()

@@ -12,7 +12,7 @@ from enum import Enum
 from functools import partial
 from itertools import count
 
-from efserve.counters import ModelCounters
+from efserve.counters import BACKEND, REJECTED, ModelCounters
 from efserve.devices import Partition
 from efserve.errors import LoadFailed, Unavailable
 from efserve.inference import BatchTiming, InferRequest, Outcome
@@ -56,7 +56,7 @@ class ServedVersion:
         self.instances = options.instances or found.config.instance_count or 1
         self.threads = options.threads or max(1, cores // self.instances)
         self.config = found.config  # completed when the first instance is ready
-        self.counters = ModelCounters()
+        self.counters = ModelCounters(lambda: self.pending)
         self.templates: dict[bytes, object] = {}
         self.state = VersionState.LOADING
         self.reason = ""
@@ -202,10 +202,10 @@ class ServedVersion:
         for request, outcome in zip(batch, outcomes, strict=True):
             request.done(outcome)
         if timing is not None:
-            self.counters.batch_done(batch, timing, now_ns)
+            self.counters.batch_done(batch, sum([request.rows for request in batch]), timing, now_ns)
         else:
-            for _ in batch:
-                self.counters.failed("BACKEND")
+            for request in batch:
+                self.counters.failed(BACKEND, now_ns - request.arrival_ns)
 
     def _dead(self, number: int, died: asyncio.Future[str], reason: str) -> None:
         if self._router:
@@ -215,10 +215,10 @@ class ServedVersion:
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
         for action in actions:
-            if type(action) is Send:
+            if isinstance(action, Send):
                 self.workers[action.worker].send(action.slot, action.batch)
             else:
-                self.counters.failed("REJECTED")
+                self.counters.failed(REJECTED, time.monotonic_ns() - action.request.arrival_ns)
                 action.request.done(action.error)
         if self._is_timed:
             self._set_timer()
