@@ -1,0 +1,73 @@
+"""HTTP content codings: gzip and deflate, the latter being a zlib stream. Nothing inflates beyond the body limit."""
+
+import zlib
+from collections.abc import Iterable
+
+from efserve.errors import InvalidRequest, Unsupported
+from efserve.inference import Buffer
+
+# zlib's window bits choose the framing. Both codings are Triton's; identity is the absence of one.
+_WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+_LEVEL = 1  # a server on the client's machine or network gains more from speed than from the last percent
+
+
+def body_too_large(max_bytes: int, size_bytes: int | None = None) -> InvalidRequest:
+    """The error for a body beyond the limit."""
+    given = "" if size_bytes is None else f" of {size_bytes} bytes"
+    return InvalidRequest(
+        f"request body{given} is larger than the limit of {max_bytes} bytes; "
+        "start the server with a larger --max-request-bytes"
+    )
+
+
+def inflate(body: Buffer, encoding: str, max_bytes: int) -> memoryview:
+    """The body without its Content-Encoding; Unsupported for an unknown coding, InvalidRequest when it is damaged."""
+    if encoding in ("", "identity"):
+        return memoryview(body)
+    if encoding not in _WINDOW_BITS:
+        raise Unsupported(f"Content-Encoding '{encoding}' is not supported; expected gzip, deflate or identity")
+    parts: list[bytes] = []
+    left, rest = max_bytes, bytes(body) if not isinstance(body, bytes) else body
+    while True:  # a gzip body may be several members, one after the other
+        stream = zlib.decompressobj(_WINDOW_BITS[encoding])
+        try:
+            part = stream.decompress(rest, left + 1)
+        except zlib.error as exc:
+            raise InvalidRequest(f"request body is not valid {encoding}: {exc}") from exc
+        left -= len(part)
+        if left < 0:
+            raise body_too_large(max_bytes)
+        if not stream.eof:
+            raise InvalidRequest(f"request body is not valid {encoding}: the data ends too early")
+        parts.append(part)
+        rest = stream.unused_data
+        if not rest:
+            return memoryview(b"".join(parts))
+
+
+def deflate(parts: Iterable[Buffer], encoding: str) -> bytes:
+    """The parts, one after the other, in the given content coding."""
+    stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, _WINDOW_BITS[encoding])
+    return b"".join([*[stream.compress(part) for part in parts], stream.flush()])
+
+
+def choose_encoding(accept: str) -> str:
+    """The coding to answer in for a lower-case Accept-Encoding header; "" for none."""
+    weights: dict[str, float] = {}
+    for item in accept.split(","):
+        name, *parameters = [word.strip() for word in item.split(";")]
+        weights[name] = _weight(parameters)
+    rest = weights.get("*", 0.0)
+    best = max(("gzip", "deflate"), key=lambda name: weights.get(name, rest))
+    weight = weights.get(best, rest)
+    return best if weight > 0 and weight >= weights.get("identity", 0.0) else ""
+
+
+def _weight(parameters: list[str]) -> float:
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return float(parameter[2:])
+            except ValueError:
+                return 0.0
+    return 1.0

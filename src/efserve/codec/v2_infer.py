@@ -1,0 +1,356 @@
+"""Inference requests of the v2 protocol over HTTP: from JSON head and binary tail to checked tensors.
+
+A request without JSON tensors is described by its head alone, and clients repeat their heads: what a head says is
+worked out once, as a `Template`, and looked up from then on by the head's bytes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Protocol
+
+from efserve.codec.v2_json import InputHead, OutputHead, RequestHead, parse_parameters, parse_request, wire_from_json
+from efserve.errors import InvalidRequest, Unsupported
+from efserve.inference import Buffer
+from efserve.model_config import ModelConfig
+from efserve.tensors import Shape, TensorSpec, byte_size, bytes_element_ends
+
+MAX_CACHED_TEXT_BYTES = 1024
+MAX_CACHED_TEMPLATES = 256
+
+
+class ModelView(Protocol):
+    """What decoding needs of a model."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def labels(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def templates(self) -> dict[bytes, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPlan:
+    """How one output goes into the answer."""
+
+    index: int  # among the model's outputs
+    spec: TensorSpec
+    binary: bool
+    classes: int = 0  # > 0: the top classes instead of the tensor
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Template:
+    """All that a request's head says, checked against the model; `prefixes` is the frontend's cache of answer heads.
+
+    `slices` are the places of the inputs in the binary tail, in the model's order; None for one given as JSON.
+    """
+
+    model_name: str
+    model_version: str
+    id: str
+    shapes: tuple[Shape, ...]
+    rows: int
+    shape_key: object
+    timeout_us: int
+    slices: tuple[tuple[int, int] | None, ...]
+    tail_bytes: int
+    strings: tuple[tuple[int, int, int, str], ...]  # BYTES inputs in the tail: from, to, elements, name for errors
+    outputs: tuple[OutputPlan, ...]
+    batches: bool  # tensors begin with the batch dimension
+    only_input: bool = False  # the whole tail is the one input
+    only_output: int = -1  # index of the one output, when it is answered as binary
+    has_tail: bool = False  # the answer has binary outputs
+    prefixes: dict[object, bytes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.only_input = len(self.slices) == 1 and self.slices[0] is not None and not self.strings
+        self.has_tail = any(plan.binary for plan in self.outputs)
+        if len(self.outputs) == 1 and self.has_tail and not self.outputs[0].classes:
+            self.only_output = self.outputs[0].index
+
+    def split(self, tail: memoryview) -> tuple[Buffer, ...]:
+        """The tensors in a binary tail; only for templates without JSON tensors."""
+        if len(tail) != self.tail_bytes:
+            raise InvalidRequest(
+                f"the request holds {len(tail)} bytes of binary tensor data for model '{self.model_name}', "
+                f"its inputs need {self.tail_bytes}"
+            )
+        if self.only_input:
+            return (tail,)
+        self.check_strings(tail)
+        return tuple([tail[place[0] : place[1]] for place in self.slices if place is not None])
+
+    def check_strings(self, tail: memoryview) -> None:
+        """Raise InvalidRequest unless every BYTES input in the tail has its elements."""
+        for start, stop, count, what in self.strings:
+            bytes_element_ends(tail[start:stop], count, what)
+
+
+def decode(model: ModelView, body: memoryview, header_length: int | None) -> tuple[Template, tuple[Buffer, ...]]:
+    """Template and tensors, in the order of the model's inputs, of one request body.
+
+    `header_length` is Inference-Header-Content-Length: None when absent (all JSON), 0 for a raw request. Raises
+    InvalidRequest or Unsupported.
+    """
+    if not header_length:
+        return _decode_whole(model, body) if header_length is None else _decode_raw(model.config, model, body)
+    text = bytes(body[:header_length])
+    template: Template | None = model.templates.get(text)
+    if template is not None:
+        return template, template.split(body[header_length:])
+    if header_length > len(body):
+        raise InvalidRequest(
+            f"Inference-Header-Content-Length is {header_length}, but the request body has only {len(body)} bytes"
+        )
+    return _decode_parts(model, text, body[header_length:])
+
+
+def _decode_whole(model: ModelView, body: memoryview) -> tuple[Template, tuple[Buffer, ...]]:
+    return _decode_parts(model, body, body[len(body) :])
+
+
+def _decode_parts(model: ModelView, text: Buffer, tail: memoryview) -> tuple[Template, tuple[Buffer, ...]]:
+    head = parse_request(text)
+    template = build_template(model, head)
+    if None not in template.slices:
+        tensors = template.split(tail)
+        if len(text) <= MAX_CACHED_TEXT_BYTES:
+            remember(model.templates, bytes(text), template)
+        return template, tensors
+    return template, _mixed_tensors(model.config, head, template, tail)
+
+
+def remember(templates: dict[bytes, Any], key: bytes, template: Template) -> None:
+    """Put a template into a model's bounded cache."""
+    if len(templates) >= MAX_CACHED_TEMPLATES:
+        templates.clear()
+    templates[key] = template
+
+
+def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, tail: memoryview) -> tuple[Buffer, ...]:
+    """Tensors of a request of which at least one is JSON."""
+    if len(tail) != template.tail_bytes:
+        template.split(tail)  # raises
+    by_name = {given.name: given for given in head.inputs}
+    tensors: list[Buffer] = []
+    for spec, shape, place in zip(config.inputs, template.shapes, template.slices, strict=True):
+        if place is None:
+            what = f"input '{spec.name}' of model '{config.name}'"
+            tensors.append(wire_from_json(by_name[spec.name].data, spec.datatype, prod(shape), what))
+        else:
+            tensors.append(tail[place[0] : place[1]])
+    template.check_strings(tail)
+    return tuple(tensors)
+
+
+def _decode_raw(config: ModelConfig, model: ModelView, body: memoryview) -> tuple[Template, tuple[Buffer, ...]]:
+    """A raw request: the body is the model's one input, whose shape follows from its size."""
+    if len(config.inputs) != 1:
+        raise InvalidRequest(
+            f"a raw request needs a model with one input, '{config.name}' has {len(config.inputs)}; "
+            "send a JSON head and its length in Inference-Header-Content-Length"
+        )
+    spec = config.inputs[0]
+    if spec.datatype == "BYTES":
+        body = memoryview(len(body).to_bytes(4, "little") + bytes(body))  # the body is the one element
+    shape = _raw_shape(config, spec, len(body))
+    rows = _check_rows(config, [shape])
+    _check_shape(config, spec, shape)
+    outputs = _plan_outputs(config, model.labels, [], default_binary=True)
+    place, key = (0, len(body)), _shape_key(config, (shape,))
+    template = Template(
+        config.name, model.version, "", (shape,), rows, key, 0, (place,), len(body), (), outputs, config.batches
+    )
+    return template, template.split(body)
+
+
+def _raw_shape(config: ModelConfig, spec: TensorSpec, size_bytes: int) -> Shape:
+    whole = config.input_shape(spec)
+    if spec.datatype == "BYTES":
+        return (1,) * len(whole)
+    if spec.dims.count(-1) and config.batches:
+        whole = (1, *spec.dims)
+    if whole.count(-1) > 1:
+        raise InvalidRequest(
+            f"the shape of raw input '{spec.name}' of model '{config.name}' cannot be deduced: {_list(whole)} has more "
+            "than one free dimension"
+        )
+    unit = byte_size(spec.datatype, [dim for dim in whole if dim != -1])
+    count, left = divmod(size_bytes, unit) if unit else (0, size_bytes)
+    if left or (-1 not in whole and count != 1):
+        raise InvalidRequest(
+            f"raw input '{spec.name}' of model '{config.name}' has {size_bytes} bytes, its shape {_list(whole)} needs "
+            f"{'a multiple of ' if -1 in whole else ''}{unit}"
+        )
+    return tuple(count if dim == -1 else dim for dim in whole)
+
+
+def build_template(model: ModelView, head: RequestHead) -> Template:
+    """What the head says, checked against the model's config."""
+    config = model.config
+    parameters = parse_parameters(head.parameters)
+    if parameters.sequence_id or parameters.sequence_start or parameters.sequence_end:
+        raise Unsupported(f"model '{config.name}' has no sequence batching; send requests without sequence parameters")
+    given = _by_name(config, head.inputs)
+    for spec in config.inputs:
+        if given[spec.name].datatype != spec.datatype:
+            raise InvalidRequest(
+                f"inference input '{spec.name}' data-type is '{given[spec.name].datatype}', "
+                f"but model '{config.name}' expects '{spec.datatype}'"
+            )
+    shapes = tuple(tuple(given[spec.name].shape) for spec in config.inputs)
+    rows = _check_rows(config, shapes)
+    for spec, shape in zip(config.inputs, shapes, strict=True):
+        _check_shape(config, spec, shape)
+    places, tail_bytes = _tail_places(head.inputs)
+    for spec, shape in zip(config.inputs, shapes, strict=True):
+        _check_size(config, spec, shape, given[spec.name].parameters.binary_data_size)
+    slices = tuple(places.get(spec.name) for spec in config.inputs)
+    strings = tuple(
+        (*place, prod(shape), f"input '{spec.name}' of model '{config.name}'")
+        for spec, shape, place in zip(config.inputs, shapes, slices, strict=True)
+        if spec.datatype == "BYTES" and place is not None
+    )
+    return Template(
+        model_name=config.name,
+        model_version=model.version,
+        id=str(head.id),
+        shapes=shapes,
+        rows=rows,
+        shape_key=_shape_key(config, shapes),
+        timeout_us=parameters.timeout,
+        slices=slices,
+        tail_bytes=tail_bytes,
+        strings=strings,
+        outputs=_plan_outputs(config, model.labels, head.outputs, default_binary=parameters.binary_data_output),
+        batches=config.batches,
+    )
+
+
+def _by_name(config: ModelConfig, inputs: list[InputHead]) -> dict[str, InputHead]:
+    given: dict[str, InputHead] = {}
+    known = {spec.name for spec in config.inputs}
+    for item in inputs:
+        if item.name in given:
+            raise InvalidRequest(f"input '{item.name}' appears twice in the request for model '{config.name}'")
+        given[item.name] = item
+    missing = [spec.name for spec in config.inputs if spec.name not in given]
+    if missing:
+        raise InvalidRequest(
+            f"expected {len(known)} inputs but got {len(given)} inputs for model '{config.name}'. "
+            f"Got input(s) {_quoted(given)}, but missing required input(s) {_quoted(missing)}. "
+            "Please provide all required input(s)."
+        )
+    for name in given:
+        if name not in known:
+            raise InvalidRequest(f"unexpected inference input '{name}' for model '{config.name}'")
+    return given
+
+
+def _tail_places(inputs: list[InputHead]) -> tuple[dict[str, tuple[int, int]], int]:
+    """Where each binary input lies in the tail, which follows the request's own order; and the tail's length."""
+    places: dict[str, tuple[int, int]] = {}
+    at = 0
+    for item in inputs:
+        size = item.parameters.binary_data_size
+        if item.parameters.shared_memory_region is not None:
+            raise Unsupported(f"input '{item.name}' is in shared memory, which this server does not offer")
+        if (size is not None) == bool(bytes(item.data)):
+            raise InvalidRequest(
+                f"input '{item.name}' must have exactly one of 'data', 'binary_data_size' and 'shared_memory_region'"
+            )
+        if size is not None:
+            places[item.name] = (at, at + size)
+            at += size
+    return places, at
+
+
+def _check_rows(config: ModelConfig, shapes: "list[Shape] | tuple[Shape, ...]") -> int:
+    """Number of rows of a request: the first dimension of every input of a model that batches."""
+    if not config.batches:
+        return 1
+    rows = shapes[0][0] if shapes and shapes[0] else 0
+    for spec, shape in zip(config.inputs, shapes, strict=True):
+        if not shape:
+            raise InvalidRequest(
+                f"input '{spec.name}' has no shape but model requires batch dimension for '{config.name}'"
+            )
+        if shape[0] != rows:
+            raise InvalidRequest(f"input '{spec.name}' batch size does not match other inputs for '{config.name}'")
+    if rows > config.max_batch_size:
+        raise InvalidRequest(f"inference request batch-size must be <= {config.max_batch_size} for '{config.name}'")
+    if rows < 1:
+        raise InvalidRequest(f"inference request batch-size must be >= 1 for '{config.name}'")
+    return rows
+
+
+def _check_shape(config: ModelConfig, spec: TensorSpec, shape: Shape) -> None:
+    whole = config.input_shape(spec)
+    fits = len(shape) == len(whole) and all(
+        got >= 0 and want in (-1, got) for got, want in zip(shape, whole, strict=True)
+    )
+    if not fits:
+        raise InvalidRequest(
+            f"unexpected shape for input '{spec.name}' for model '{config.name}'. "
+            f"Expected {_list(whole)}, got {_list(shape)}"
+        )
+
+
+def _check_size(config: ModelConfig, spec: TensorSpec, shape: Shape, given: int | None) -> None:
+    if given is None or spec.datatype == "BYTES":
+        return
+    expected = byte_size(spec.datatype, shape)
+    if given != expected:
+        raise InvalidRequest(
+            f"input byte size mismatch for input '{spec.name}' for model '{config.name}'. "
+            f"Expected {expected}, got {given}"
+        )
+
+
+def _shape_key(config: ModelConfig, shapes: tuple[Shape, ...]) -> object:
+    return tuple(shape[1:] for shape in shapes) if config.batches else shapes
+
+
+def _plan_outputs(
+    config: ModelConfig, labels: Mapping[str, tuple[str, ...]], asked: list[OutputHead], *, default_binary: bool
+) -> tuple[OutputPlan, ...]:
+    places = {spec.name: index for index, spec in enumerate(config.outputs)}
+    if not asked:
+        asked = [OutputHead(spec.name) for spec in config.outputs]
+    plans: list[OutputPlan] = []
+    for item in asked:
+        if item.name not in places:
+            raise InvalidRequest(f"unexpected inference output '{item.name}' for model '{config.name}'")
+        if item.parameters.shared_memory_region is not None:
+            raise Unsupported(f"output '{item.name}' is to go to shared memory, which this server does not offer")
+        index = places[item.name]
+        if any(plan.index == index for plan in plans):
+            raise InvalidRequest(f"output '{item.name}' appears twice in the request for model '{config.name}'")
+        binary = default_binary if item.parameters.binary_data is None else item.parameters.binary_data
+        plan = OutputPlan(
+            index, config.outputs[index], binary, item.parameters.classification, labels.get(item.name, ())
+        )
+        _check_output(config, plan)
+        plans.append(plan)
+    return tuple(plans)
+
+
+def _check_output(config: ModelConfig, plan: OutputPlan) -> None:
+    datatype, what = plan.spec.datatype, f"output '{plan.spec.name}' of model '{config.name}'"
+    if plan.classes and datatype == "BYTES":
+        raise InvalidRequest(f"{what}: classification needs numbers, its datatype is BYTES")
+    if not (plan.binary or plan.classes) and datatype in ("FP16", "BF16"):
+        raise InvalidRequest(f"{what}: {datatype} has no JSON form; ask for it with binary_data true")
+
+
+def _list(shape: Shape) -> str:
+    return "[" + ",".join(map(str, shape)) + "]"
+
+
+def _quoted(names: "Mapping[str, InputHead] | list[str]") -> str:
+    return "[" + ",".join(f"'{name}'" for name in names) + "]"

@@ -1,0 +1,165 @@
+"""The JSON of inference requests as typed structures, and the values of tensors given as JSON.
+
+Unknown fields are ignored, as the protocol asks of servers that know fewer extensions than their clients.
+"""
+
+from itertools import chain
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from efserve.errors import InvalidRequest
+from efserve.inference import Buffer
+from efserve.tensors import NUMPY_DTYPES, encode_bytes
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+T = TypeVar("T")
+
+
+class InputParameters(msgspec.Struct):
+    """`parameters` of one input."""
+
+    binary_data_size: Count | None = None
+    shared_memory_region: str | None = None
+
+
+class InputHead(msgspec.Struct):
+    """One of `inputs`; `data` stays as it came until the datatype is known to be right."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: InputParameters = msgspec.field(default_factory=InputParameters)
+    data: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
+
+
+class OutputParameters(msgspec.Struct):
+    """`parameters` of one requested output."""
+
+    binary_data: bool | None = None
+    classification: Count = 0
+    shared_memory_region: str | None = None
+
+
+class OutputHead(msgspec.Struct):
+    """One of `outputs`."""
+
+    name: str
+    parameters: OutputParameters = msgspec.field(default_factory=OutputParameters)
+
+
+class RequestHead(msgspec.Struct):
+    """The JSON part of an inference request."""
+
+    inputs: list[InputHead]
+    id: str | int = ""
+    parameters: dict[str, Any] = {}
+    outputs: list[OutputHead] = []
+
+
+class RequestParameters(msgspec.Struct):
+    """The reserved names among a request's parameters."""
+
+    binary_data_output: bool = False
+    sequence_id: int | str = 0
+    sequence_start: bool = False
+    sequence_end: bool = False
+    priority: Count = 0
+    timeout: Count = 0
+
+
+_head_decoder = msgspec.json.Decoder(RequestHead)
+
+
+def parse_request(text: Buffer) -> RequestHead:
+    """The JSON part of an inference request; InvalidRequest names the place that is wrong."""
+    try:
+        return _head_decoder.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise InvalidRequest(f"failed to parse the request JSON: {exc}") from exc
+
+
+def parse_parameters(parameters: dict[str, Any]) -> RequestParameters:
+    """The reserved parameters; InvalidRequest for a wrong type, or a name that is reserved for the server."""
+    for key in parameters:
+        if key.startswith("triton_") and key != "triton_enable_empty_final_response":
+            raise InvalidRequest(f"parameter '{key}': keys starting with 'triton_' are reserved for the server")
+    try:
+        return msgspec.convert(parameters, RequestParameters)
+    except msgspec.ValidationError as exc:
+        raise InvalidRequest(f"request parameters: {exc}") from exc
+
+
+def parse_as(kind: type[T], text: Buffer, what: str) -> T:
+    """A control request's JSON; `what` names it in errors."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise InvalidRequest(f"failed to parse {what}: {exc}") from exc
+
+
+def wire_from_json(data: msgspec.Raw, datatype: str, count: int, what: str) -> bytes:
+    """Wire bytes of a tensor of `count` elements given as JSON, flat or nested in row-major order."""
+    try:
+        values = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise InvalidRequest(f"{what}: {exc}") from exc
+    if datatype in ("FP16", "BF16"):
+        raise InvalidRequest(f"{what}: {datatype} has no JSON form; send it with the binary data extension")
+    values = _flat(values if isinstance(values, list) else [values], what)
+    if len(values) != count:
+        raise InvalidRequest(f"{what}: data holds {len(values)} elements, its shape needs {count}")
+    if datatype == "BYTES":
+        _require(values, (str,), datatype, what)
+        return encode_bytes([value.encode() for value in values])
+    if datatype == "BOOL":
+        if any(value not in (0, 1) for value in values):
+            bad = next(value for value in values if value not in (0, 1))
+            raise InvalidRequest(f"{what}: {_shown(bad)} is no BOOL; expected true, false, 0 or 1")
+        _require(values, (bool, int), datatype, what)
+        return bytes(map(int, values))
+    return _numbers(values, datatype, what)
+
+
+def _flat(values: list[Any], what: str) -> list[Any]:
+    """Nested lists as one flat list."""
+    while values and isinstance(values[0], list):
+        if not all(isinstance(value, list) for value in values):
+            raise InvalidRequest(f"{what}: data mixes lists and values at one level")
+        values = list(chain.from_iterable(values))
+    return values
+
+
+def _numbers(values: list[Any], datatype: str, what: str) -> bytes:
+    dtype: np.dtype[Any] = NUMPY_DTYPES[datatype]
+    if dtype.kind == "f":
+        _require(values, (float, int), datatype, what)
+        try:
+            with np.errstate(over="ignore"):
+                array = np.array(values, np.float64).astype(dtype)
+        except OverflowError as exc:
+            raise InvalidRequest(f"{what}: a value is out of range for {datatype}") from exc
+        if not np.isfinite(array).all():  # JSON has no infinity: the value was finite and too large
+            bad = values[int(np.flatnonzero(~np.isfinite(array))[0])]
+            raise InvalidRequest(f"{what}: {_shown(bad)} is out of range for {datatype}")
+        return array.tobytes()
+    _require(values, (int,), datatype, what)
+    limits = np.iinfo(dtype)
+    for bad in (min(values, default=0), max(values, default=0)):
+        if not limits.min <= bad <= limits.max:
+            raise InvalidRequest(f"{what}: {_shown(bad)} is out of range for {datatype} ({limits.min} to {limits.max})")
+    return np.array(values, dtype).tobytes()
+
+
+def _require(values: list[Any], kinds: tuple[type, ...], datatype: str, what: str) -> None:
+    wrong = set(map(type, values)) - set(kinds)
+    if wrong:
+        bad = next(value for value in values if type(value) in wrong)
+        raise InvalidRequest(f"{what}: {_shown(bad)} is no {datatype} value")
+
+
+def _shown(value: object) -> str:
+    """A value as JSON, cut to a readable length."""
+    text = msgspec.json.encode(value).decode() if not isinstance(value, int) or isinstance(value, bool) else str(value)
+    return text if len(text) <= 40 else text[:40] + "..."

@@ -1,0 +1,91 @@
+"""Inference answers of the v2 protocol: the JSON head and the binary tail for a model's outputs."""
+
+from math import prod
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from efserve.codec.v2_infer import OutputPlan, Template
+from efserve.errors import InvalidRequest
+from efserve.inference import Buffer, Outputs, OutputTensor
+from efserve.tensors import Shape, decode_bytes, encode_bytes, to_array
+
+Values = npt.NDArray[Any]  # of any number datatype
+_encode = msgspec.json.Encoder().encode
+
+
+def render(template: Template, outputs: Outputs) -> tuple[bytes, list[Buffer]]:
+    """JSON head and binary tail of the answer; `outputs` are in the order of the model's outputs."""
+    entries: list[dict[str, Any]] = []
+    tail: list[Buffer] = []
+    for plan in template.outputs:
+        entry, data = _output(plan, outputs[plan.index], batches=template.batches)
+        entries.append(entry)
+        if data is not None:
+            tail.append(data)
+    head: dict[str, Any] = {"id": template.id} if template.id else {}
+    head |= {"model_name": template.model_name, "model_version": template.model_version, "outputs": entries}
+    return _encode(head), tail
+
+
+def _output(plan: OutputPlan, output: OutputTensor, *, batches: bool) -> tuple[dict[str, Any], Buffer | None]:
+    datatype, shape, data = plan.spec.datatype, output.shape, output.data
+    if plan.classes:
+        shape, elements = classify(plan, output, batches=batches)
+        datatype, data = "BYTES", encode_bytes(elements)
+    entry: dict[str, Any] = {"name": plan.spec.name, "datatype": datatype, "shape": list(shape)}
+    if plan.binary:
+        entry["parameters"] = {"binary_data_size": len(data)}
+        return entry, data
+    entry["data"] = _json_values(plan.spec.name, datatype, shape, data)
+    return entry, None
+
+
+def _json_values(name: str, datatype: str, shape: Shape, data: bytes) -> list[Any]:
+    """Flat JSON values of a tensor. NaN and the infinities, which JSON does not have, become null."""
+    if datatype != "BYTES":
+        values: list[Any] = to_array(data, datatype, shape).reshape(-1).tolist()
+        return values
+    try:
+        return [element.decode() for element in decode_bytes(memoryview(data), prod(shape), f"output '{name}'")]
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest(
+            f"output '{name}' holds a string that is not UTF-8; ask for it with binary_data true"
+        ) from exc
+
+
+def classify(plan: OutputPlan, output: OutputTensor, *, batches: bool) -> tuple[Shape, list[bytes]]:
+    """The `value:index[:label]` strings of the top classes, best first, and their shape.
+
+    A model that batches is classified row by row; equal values keep the order of their indexes.
+    """
+    array = _numbers(plan, output)
+    rows = array.reshape(output.shape[0], -1) if batches else array.reshape(1, -1)
+    count = min(plan.classes, rows.shape[1])
+    elements = [_class(plan, row, int(index)) for row in rows for index in _order(row)[:count]]
+    return ((len(rows), count) if batches else (count,)), elements
+
+
+def _numbers(plan: OutputPlan, output: OutputTensor) -> Values:
+    array: Values = to_array(output.data, plan.spec.datatype, output.shape)
+    if plan.spec.datatype == "BF16":  # the upper half of a float32
+        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return array
+
+
+def _order(row: Values) -> Values:
+    """Indexes by falling value; NaN comes last."""
+    if row.dtype.kind in "bu":
+        return np.argsort(row.max(initial=0) - row if row.dtype.kind == "u" else ~row, kind="stable")
+    if row.dtype.kind == "i":
+        return np.argsort(~row, kind="stable")  # ~x = -x - 1 falls as x rises, and never overflows
+    return np.argsort(-row, kind="stable")
+
+
+def _class(plan: OutputPlan, row: Values, index: int) -> bytes:
+    value = row[index].item()
+    text = f"{value:f}:{index}" if isinstance(value, float) else f"{int(value)}:{index}"
+    label = plan.labels[index] if index < len(plan.labels) else ""
+    return (f"{text}:{label}" if label else text).encode()

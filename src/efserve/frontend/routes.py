@@ -1,0 +1,211 @@
+"""The v2 routes: which handler a request line means, and the small routes, each a function from request to response."""
+
+from collections.abc import Callable
+from urllib.parse import unquote
+
+import msgspec
+
+from efserve import __version__
+from efserve.codec.compression import choose_encoding, deflate, inflate
+from efserve.codec.v2_json import parse_as
+from efserve.codec.v2_models import index_entry, model_metadata, server_metadata, statistics
+from efserve.errors import EfserveError, InvalidRequest, NotFound, Unavailable, Unsupported
+from efserve.frontend.connection import Exchange
+from efserve.frontend.heads import Head
+from efserve.frontend.infer import InferHandler
+from efserve.frontend.responses import JSON_TYPE, Response, answer_head, encode, error_response, json_response
+from efserve.frontend.service import Service
+
+Handler = Callable[[Exchange, memoryview], None]
+Names = dict[str, str]  # what stands for M, V and R of a route
+
+
+class Routes:
+    """The v2 port's table of routes over one service."""
+
+    def __init__(self, service: Service, server_name: str, max_request_bytes: int) -> None:
+        self._service = service
+        self._server_name = server_name
+        self._max_bytes = max_request_bytes
+        self._table = {tuple(route.split("/")): methods for route, methods in self._routes().items()}
+
+    def _routes(self) -> dict[str, dict[str, "SmallRoute"]]:
+        table: dict[str, dict[str, SmallRoute]] = {
+            "v2": {"GET": self._server},
+            "v2/health/live": {"GET": self._live},
+            "v2/health/ready": {"GET": self._ready},
+            "v2/models/stats": {"GET": self._statistics},
+            "v2/repository/index": {"POST": self._index},
+            "v2/repository/models/M/load": {"POST": _load_refused},
+            "v2/repository/models/M/unload": {"POST": _load_refused},
+            "v2/trace/setting": {"GET": _trace, "POST": _trace},
+            "v2/models/M/trace/setting": {"GET": _trace, "POST": _trace},
+            "v2/logging": {"GET": _logging, "POST": _logging},
+        }
+        for model in ("v2/models/M", "v2/models/M/versions/V"):
+            table[model] = {"GET": self._metadata}
+            table[f"{model}/ready"] = {"GET": self._model_ready}
+            table[f"{model}/config"] = {"GET": self._config}
+            table[f"{model}/stats"] = {"GET": self._statistics}
+            table[f"{model}/infer"] = {"POST": _never}
+        for memory in ("v2/systemsharedmemory", "v2/cudasharedmemory"):
+            for region in (memory, f"{memory}/region/R"):
+                table[f"{region}/status"] = {"GET": _memory_status}
+                table[f"{region}/unregister"] = {"POST": _memory_unregister}
+            table[f"{memory}/region/R/register"] = {"POST": _memory_register}
+        return table
+
+    def resolve(self, head: Head) -> Handler:
+        """The handler of every request with this head."""
+        method, path = head.method.decode("latin-1"), _path(head.target)
+        methods, names = self._find(path)
+        if methods is None:
+            shown = "/" + "/".join(path)
+            return Small(head, self._max_bytes, lambda names, body: error_response(404, f"no route '{shown}'"), {})
+        small = methods.get("GET" if method == "HEAD" else method)
+        if small is None:
+            text = f"method {method} is not allowed here; expected {' or '.join(methods)}"
+            return Small(head, self._max_bytes, lambda names, body: error_response(405, text), {})
+        if small is _never:
+            return InferHandler(self._service, names["M"], names.get("V", ""), head, self._max_bytes)
+        return Small(head, self._max_bytes, small, names)
+
+    def _find(self, path: tuple[str, ...]) -> tuple[dict[str, "SmallRoute"] | None, Names]:
+        found = self._table.get(path)  # fixed routes first: a model may not shadow /v2/models/stats
+        if found is not None and not {"M", "V", "R"} & set(path):
+            return found, {}
+        for route, methods in self._table.items():
+            if len(route) == len(path) and all(
+                want in ("M", "V", "R") or want == got for want, got in zip(route, path, strict=True)
+            ):
+                return methods, {want: got for want, got in zip(route, path, strict=True) if want in ("M", "V", "R")}
+        return None, {}
+
+    # The server
+
+    def _server(self, names: Names, body: memoryview) -> Response:
+        return json_response(server_metadata(self._server_name, __version__))
+
+    def _live(self, names: Names, body: memoryview) -> Response:
+        return Response() if self._service.live() else error_response(400, "server is not live")
+
+    def _ready(self, names: Names, body: memoryview) -> Response:
+        return Response() if self._service.ready() else error_response(400, "server is not ready")
+
+    def _index(self, names: Names, body: memoryview) -> Response:
+        request = parse_as(IndexRequest, body, "the repository index request") if len(body) else IndexRequest()
+        entries = self._service.index(request.ready)
+        return json_response([index_entry(e.name, e.version, e.state, e.reason) for e in entries])
+
+    # Models
+
+    def _metadata(self, names: Names, body: memoryview) -> Response:
+        model = self._service.model(names["M"], names.get("V", ""))
+        versions = [m.version for m in self._service.models() if m.config.name == model.config.name]
+        return json_response(model_metadata(model.config, model.engine, versions or [model.version]))
+
+    def _model_ready(self, names: Names, body: memoryview) -> Response:
+        try:
+            self._service.model(names["M"], names.get("V", ""))
+        except Unavailable:
+            return error_response(400, "Model version not ready")
+        return Response()
+
+    def _config(self, names: Names, body: memoryview) -> Response:
+        # Here, because it brings protobuf, which takes a quarter of a second to load.
+        from efserve.pbtxt import config_json
+
+        return json_response(config_json(self._service.model(names["M"], names.get("V", "")).config))
+
+    def _statistics(self, names: Names, body: memoryview) -> Response:
+        models = self._service.models()
+        if "V" in names:
+            models = [self._service.model(names["M"], names["V"])]
+        elif "M" in names:
+            models = [model for model in models if model.config.name == names["M"]]
+            if not models:
+                models = [self._service.model(names["M"], "")]
+        return json_response(statistics((model.config.name, model.version, model.counters) for model in models))
+
+
+SmallRoute = Callable[[Names, memoryview], Response]
+
+
+class IndexRequest(msgspec.Struct):
+    """Body of the repository index request."""
+
+    ready: bool = False
+
+
+class Small:
+    """Handler of the small routes: decodes the body, encodes the answer, turns errors into answers."""
+
+    __slots__ = ("_accept", "_encoding", "_max_bytes", "_names", "_route", "_with_body")
+
+    def __init__(self, head: Head, max_bytes: int, route: SmallRoute, names: Names) -> None:
+        self._route = route
+        self._names = names
+        self._max_bytes = max_bytes
+        self._with_body = head.method != b"HEAD"
+        self._encoding = head.content_encoding.decode("latin-1")
+        self._accept = choose_encoding(head.accept_encoding.decode("latin-1")) if head.accept_encoding else ""
+
+    def __call__(self, exchange: Exchange, body: memoryview) -> None:
+        exchange.respond(self._answer(body))
+
+    def _answer(self, body: memoryview) -> bytes:
+        try:
+            response = self._route(self._names, inflate(body, self._encoding, self._max_bytes))
+        except EfserveError as exc:
+            response = error_response(exc.http_status, str(exc))
+        if not (self._accept and response.body):
+            return encode(response, with_body=self._with_body)
+        data = deflate([response.body], self._accept)
+        extra = b"Content-Encoding: %b\r\n" % self._accept.encode()
+        head = answer_head(len(data), JSON_TYPE, status=response.status, extra=extra)
+        return head + data if self._with_body else head
+
+
+def _path(target: bytes) -> tuple[str, ...]:
+    """Segments of a request target, decoded; its query is dropped."""
+    text = target.split(b"?", 1)[0].split(b"#", 1)[0].decode("latin-1")
+    if not text.startswith("/") and "://" in text:  # absolute form, as proxies send it
+        text = "/" + text.split("://", 1)[1].partition("/")[2]
+    return tuple(unquote(segment) for segment in text.strip("/").split("/"))
+
+
+def _never(names: Names, body: memoryview) -> Response:
+    """Stands in the table for inference, which has a handler of its own."""
+    raise NotFound("inference has a handler of its own")
+
+
+# What the protocol knows and this server does not offer
+
+
+def _load_refused(names: Names, body: memoryview) -> Response:
+    raise InvalidRequest("explicit model load / unload is not allowed if polling is enabled")
+
+
+def _memory_status(names: Names, body: memoryview) -> Response:
+    if "R" in names:
+        raise InvalidRequest(f"Unable to find shared memory region: '{names['R']}'")
+    return json_response([])
+
+
+def _memory_unregister(names: Names, body: memoryview) -> Response:
+    return json_response({})
+
+
+def _memory_register(names: Names, body: memoryview) -> Response:
+    raise Unsupported(
+        f"shared memory region '{names['R']}' was not registered: this server does not offer shared memory; "
+        "send tensors as binary data"
+    )
+
+
+def _trace(names: Names, body: memoryview) -> Response:
+    raise Unsupported("trace settings are not offered by this server")
+
+
+def _logging(names: Names, body: memoryview) -> Response:
+    raise Unsupported("log settings are not offered by this server; use its command line")

@@ -1,0 +1,74 @@
+"""What a frontend needs of the server: a table of loaded models, and somewhere to hand requests to.
+
+Protocols only; the real service is composed in the server program, the tests bring their own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from efserve.counters import ModelCounters
+from efserve.inference import InferRequest
+from efserve.model_config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One line of the repository index; `version` is empty for a model of which no version was ever loaded."""
+
+    name: str
+    version: str = ""
+    state: str = ""  # READY, UNAVAILABLE, LOADING or UNLOADING
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One loaded instance in its worker process, as the metrics page shows it."""
+
+    model: str
+    version: str
+    instance: int
+    pid: int
+    state: str
+    rss_bytes: int
+    cores: tuple[int, ...]
+
+
+class Model(Protocol):
+    """One loaded version of a model."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def engine(self) -> str: ...
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Class labels by output name."""
+
+    @property
+    def templates(self) -> dict[bytes, Any]:
+        """Cache of the codec, keyed by request heads; starts empty and dies with the model."""
+
+    @property
+    def counters(self) -> ModelCounters: ...
+
+    def submit(self, request: InferRequest) -> None:
+        """Call `request.done` now or later, exactly once, also with errors."""
+
+
+class Service(Protocol):
+    """The server as its frontends see it."""
+
+    def model(self, name: str, version: str) -> Model:
+        """The named version, or the latest ready one for ""; raises NotFound or Unavailable."""
+
+    def models(self) -> Sequence[Model]:
+        """Every version that is ready."""
+
+    def index(self, only_ready: bool) -> Sequence[IndexEntry]: ...
+    def placements(self) -> Sequence[Placement]: ...
+    def live(self) -> bool: ...
+    def ready(self) -> bool: ...

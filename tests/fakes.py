@@ -1,0 +1,127 @@
+"""Real stand-ins for the parts behind a frontend: models that answer at once, later, or when told to."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from efserve.counters import ModelCounters
+from efserve.errors import NotFound, Unavailable
+from efserve.frontend.service import IndexEntry, Placement
+from efserve.inference import BatchTiming, InferRequest, Outcome, OutputTensor
+from efserve.model_config import DynamicBatching, ModelConfig
+from efserve.tensors import Array, TensorSpec
+
+Answerer = Callable[[InferRequest], Outcome]
+
+
+def echo(request: InferRequest) -> Outcome:
+    """Every input is an output."""
+    pairs = zip(request.shapes, request.tensors, strict=True)
+    return tuple(OutputTensor(shape, bytes(data)) for shape, data in pairs)
+
+
+def identity_config(name: str = "identity", datatype: str = "FP32", dims: tuple[int, ...] = (16,)) -> ModelConfig:
+    """One input, one output, batches of up to 8 rows."""
+    return ModelConfig(
+        name=name,
+        engine="onnx",
+        max_batch_size=8,
+        inputs=(TensorSpec("input", datatype, dims),),
+        outputs=(TensorSpec("output", datatype, dims),),
+        dynamic_batching=DynamicBatching(),
+    )
+
+
+class FakeModel:
+    """A model version that answers by a function: at once, or (`held`) when a test says so."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        answer: Answerer = echo,
+        *,
+        version: str = "1",
+        labels: dict[str, tuple[str, ...]] | None = None,
+        held: bool = False,
+    ) -> None:
+        self.config = config
+        self.version = version
+        self.engine = config.engine or "onnx"
+        self.labels = labels or {}
+        self.templates: dict[bytes, object] = {}
+        self.counters = ModelCounters(pending=lambda: len(self.waiting))
+        self.waiting: list[InferRequest] = []
+        self._answer = answer
+        self._held = held
+
+    def submit(self, request: InferRequest) -> None:
+        """Take one request."""
+        if self._held:
+            self.waiting.append(request)
+        else:
+            self.finish(request)
+
+    def finish(self, request: InferRequest) -> None:
+        """Answer one request now."""
+        if request in self.waiting:
+            self.waiting.remove(request)
+        now_ns = time.monotonic_ns()
+        outcome = self._answer(request)
+        if isinstance(outcome, tuple):
+            timing = BatchTiming(request.arrival_ns + 10, request.arrival_ns + 20, now_ns, now_ns)
+            self.counters.batch_done([request], request.rows, timing, now_ns)
+        else:
+            self.counters.failed("BACKEND")
+        request.done(outcome)
+
+
+class FakeService:
+    """A table of fake models."""
+
+    def __init__(self, *models: FakeModel) -> None:
+        self.table = {(model.config.name, model.version): model for model in models}
+        self.unready: set[str] = set()
+        self.is_live = self.is_ready = True
+
+    def model(self, name: str, version: str) -> FakeModel:
+        """The version asked for, or the latest."""
+        versions = [number for other, number in self.table if other == name]
+        if not versions:
+            raise NotFound(f"Request for unknown model: '{name}' is not found")
+        if name in self.unready:
+            raise Unavailable(f"Request for unknown model: '{name}' has no available versions")
+        found = self.table.get((name, version or max(versions)))
+        if found is None:
+            raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
+        return found
+
+    def models(self) -> Sequence[FakeModel]:
+        """All of them."""
+        return list(self.table.values())
+
+    def index(self, only_ready: bool) -> Sequence[IndexEntry]:
+        """One entry per model; those made unready have a reason."""
+        entries = [
+            IndexEntry(name, version, "UNAVAILABLE", "made unready")
+            if name in self.unready
+            else IndexEntry(name, version, "READY")
+            for name, version in self.table
+        ]
+        return [entry for entry in entries if entry.state == "READY" or not only_ready]
+
+    def placements(self) -> Sequence[Placement]:
+        """One made-up placement per model."""
+        return [Placement(name, version, 0, 4242, "READY", 1 << 20, (0, 1)) for name, version in self.table]
+
+    def live(self) -> bool:
+        """As the test says."""
+        return self.is_live
+
+    def ready(self) -> bool:
+        """As the test says."""
+        return self.is_ready
+
+
+def constant(data: Array) -> Answerer:
+    """Always the same array as the only output."""
+    answer = (OutputTensor(data.shape, data.tobytes()),)
+    return lambda request: answer
