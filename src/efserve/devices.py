@@ -21,5 +21,5 @@ def available_cores() -> tuple[int, ...]:
 
 def cpu_slug(model: str, cores: int) -> str:
     """Folder name for what belongs to a CPU: `cpu-amd-epyc-2c`."""
-    words = re.sub(r"\((r|tm)\)|\b(cpu|processor|@.*)", " ", model.lower())
+    words = re.sub(r"\((r|tm)\)|\b(cpu|processor)\b|@.*", " ", model.lower())
     return f"cpu-{'-'.join(re.findall('[a-z0-9]+', words)) or 'unknown'}-{cores}c"

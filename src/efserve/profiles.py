@@ -178,6 +178,7 @@ class ProfileFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows: tuple[ProfileRow, ...] = ()
+        self.facts: ProfileFacts | None = None  # that the rows were taken under; None before start or resume
         self._fd = -1
 
     def __repr__(self) -> str:
@@ -205,7 +206,7 @@ class ProfileFile:
         self._cut(0)  # first, so that old rows never stand beside new facts
         self._write_facts(facts)
         self._write(_HEADER)
-        self.rows = ()
+        self.rows, self.facts = (), facts
 
     def resume(self, facts: ProfileFacts) -> str:
         """Keep the rows that are there, and say what was dropped ("" when nothing was).
@@ -215,11 +216,12 @@ class ProfileFile:
         data = self.path.read_bytes()
         parsed = parse_rows(data, str(self.path))
         if parsed.rows:
-            changed = differences(_read_facts(facts_path(self.path)), facts)
+            before = _read_facts(facts_path(self.path))
+            changed = differences(before, facts)
             if changed:
                 raise UsageError(f"cannot resume {self.path}: {'; '.join(changed)}; --force measures it afresh")
             self._cut(parsed.whole_bytes)
-            self.rows = parsed.rows
+            self.rows, self.facts = parsed.rows, before
         else:
             self.start(facts)
         torn_bytes = len(data) - parsed.whole_bytes

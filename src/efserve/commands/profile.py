@@ -178,7 +178,7 @@ def _bar(console: "Console") -> Iterator[Any]:
                 description=escape(progress.doing) if progress.doing else None,
             )
             if progress.remark:
-                console.print(escape(progress.remark))
+                console.print(progress.remark, markup=False, soft_wrap=True)
 
         yield on_progress
 

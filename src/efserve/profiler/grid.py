@@ -138,7 +138,7 @@ class _Run:
                 for count in self._counts:
                     await self._measure_share(profile, count, stack)
             except EfserveError as error:
-                self._fail(f"{name}: {error}")
+                self._fail(f"{name}: {one_line(str(error))}")
             self._planned_rows[name] = self._done_rows - done_before
             return profile.result()
 
@@ -161,7 +161,7 @@ class _Run:
                     try:
                         row = await self._measure_row(worker, facts, feeder, batch)
                     except (InferenceFailed, MeasurementFailed) as error:
-                        self._fail(f"{what}, batch {batch}: {error}")
+                        self._fail(f"{what}, batch {batch}: {one_line(str(error))}")
                         return
                     profile.append(row)
                     self._done_rows += 1
@@ -209,7 +209,6 @@ class _OpenProfile:
         self.batches = batch_sizes(config, target.model.config.max_batch_size)
         self.file: ProfileFile | None = None
         self._resume = config.resume
-        self._facts: ProfileFacts | None = None
 
     def __repr__(self) -> str:
         return f"_OpenProfile({self.target.name}, file={self.file})"
@@ -224,7 +223,7 @@ class _OpenProfile:
             remark = file.resume(facts)
         else:
             file.start(facts)
-        self.file, self._facts = file, facts
+        self.file = file
         return remark
 
     def missing(self, cores: int) -> list[int]:
@@ -239,10 +238,10 @@ class _OpenProfile:
 
     def result(self) -> TargetProfile | None:
         """What the file holds; None when nothing was measured."""
-        if self.file is None or self._facts is None or not self.file.rows:
+        if self.file is None or self.file.facts is None or not self.file.rows:
             return None
         rows = sorted(self.file.rows, key=lambda row: row.key)
-        return TargetProfile(self.target, self._facts, tuple(rows))
+        return TargetProfile(self.target, self.file.facts, tuple(rows))
 
 
 def row_of(point: Point, worker: WorkerFacts, batch: int, cores: int, total_cores: int) -> ProfileRow:
@@ -266,6 +265,15 @@ def row_of(point: Point, worker: WorkerFacts, batch: int, cores: int, total_core
         load_s=round(worker.load_s, 3),
         ready_s=round(worker.start_s, 3),
     )
+
+
+def one_line(reason: str) -> str:
+    """The first line of a reason, and the last of a traceback below it unless that says the same."""
+    first, *rest = [line.strip() for line in reason.splitlines() if line.strip()] or [""]
+    head, _, _ = first.partition("; its last lines of output")
+    if not rest or rest[-1].endswith(head):
+        return head
+    return f"{head}: {rest[-1]}"
 
 
 def _worker_spec(target: Target, cores: tuple[int, ...], max_batch: int) -> WorkerSpec:

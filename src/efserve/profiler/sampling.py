@@ -143,7 +143,6 @@ async def measure(feeder: Feeder, worker: Worker, request: InferRequest, limits:
     while not limits.is_enough([batch.span_ms for batch in batches], time.monotonic() - began_s):
         missing = max(1, limits.min_repetitions - len(batches))
         batches += await feeder.feed(worker, request, 1, missing, limits.min_time_s / 2)
-    assert worker.pid is not None  # it has just answered
     process = psutil.Process(worker.pid)
     cpu_before_s, before_s = _cpu_s(process), time.monotonic()
     saturated = await feeder.feed(worker, request, 2, limits.min_repetitions // 2 + 2, limits.min_time_s / 2)

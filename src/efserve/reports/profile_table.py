@@ -10,9 +10,9 @@ from efserve.profiles import STEADY_CI_PCT, ProfileFacts, ProfileRow, best_by_th
 
 def profile_table(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float | None) -> Table:
     """One line per (share, batch), the best ones marked; at most 80 columns wide."""
-    title = f"{facts.model} {facts.version}, {facts.engine_version}"
+    title = f"{facts.model} {facts.version}, {facts.engine_version}, {facts.cpu_model} with {facts.total_cores} cores"
     table = Table(title=Text(title, style="bold"), title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in ("share %", "cores", "batch", "mean ms", "p50 ms", "p90 ms", "p99 ms", "inf/s", "util %", "MB"):
+    for column in ("share", "batch", "mean ms", "p50 ms", "p90 ms", "p99 ms", "inf/s", "util %", "MB"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("")
     best, under_slo = best_by_throughput(rows), None if slo_ms is None else best_under_slo(rows, slo_ms)
@@ -21,8 +21,7 @@ def profile_table(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float
         marks += [] if row.is_steady else ["~"]
         is_last_of_share = at + 1 < len(rows) and rows[at + 1].cores != row.cores
         table.add_row(
-            f"{row.share_pct:g}",
-            str(row.cores),
+            f"{row.share_pct:g}%",
             str(row.batch),
             *(decimals(value) for value in (row.mean_ms, row.p50_ms, row.p90_ms, row.p99_ms)),
             f"{row.throughput_per_s:,.0f}" if row.throughput_per_s >= 100 else decimals(row.throughput_per_s),
@@ -42,7 +41,7 @@ def best_lines(rows: Sequence[ProfileRow], slo_ms: float | None) -> list[str]:
     if slo_ms is not None:
         under_slo = best_under_slo(rows, slo_ms)
         lines.append(
-            f"< Most throughput with p99 within {slo_ms:g} ms: {_point(under_slo)}."
+            f"< With p99 within {slo_ms:g} ms: {_point(under_slo)}."
             if under_slo is not None
             else f"No batch has its p99 within {slo_ms:g} ms; the fastest is {_point(min(rows, key=_p99_ms))}."
         )
