@@ -1,0 +1,130 @@
+"""Writes a PyTorch model as TorchScript and as ONNX, without traces of the machine that did it.
+
+Importing this module imports torch.
+"""
+
+import shutil
+import struct
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import onnx
+import torch
+
+from efserve.converter.foreign import foreign
+from efserve.converter.onnx_file import save
+from efserve.converter.torch_model import Exportable, to_torch
+
+_DEBUG_RECORDS = (".debug_pkl", "/.data/serialization_id")
+_ALIGNMENT = 64  # of records, as torch itself writes them: tensors can then be mapped
+
+
+def export_torchscript(model: Exportable, path: Path) -> None:
+    """Writes a TorchScript file: a scripted module as it is, any other one traced."""
+    module = model.module
+    with foreign("the export to TorchScript failed"), _quiet(), torch.no_grad():
+        if not isinstance(module, torch.jit.ScriptModule):
+            # No check_trace: it repeats the very inputs that were traced. Parity uses others, at other batches.
+            example = to_torch(model.example)
+            module = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]  # torch
+        scratch = path.with_suffix(".scratch")
+        torch.jit.save(module, str(scratch))
+        _copy_without_debug(scratch, path)
+        scratch.unlink()
+
+
+def _copy_without_debug(source: Path, target: Path) -> None:
+    """Copies a TorchScript archive but for its `*.debug_pkl`, which hold the paths of the Python files it came from.
+
+    Nor the serialization id, a hash over all records, those included; libtorch asks for neither.
+    """
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+        for record in old.infolist():
+            if record.filename.endswith(_DEBUG_RECORDS):
+                continue
+            # torch names the archive's root folder after the file: ours is always model.pt
+            info = zipfile.ZipInfo(f"model/{record.filename.partition('/')[2]}")
+            info.file_size = record.file_size
+            end_of_header = _offset(new) + 30 + len(info.filename.encode()) + 4
+            padding = -end_of_header % _ALIGNMENT
+            info.extra = b"FB" + struct.pack("<H", padding) + b"Z" * padding
+            with old.open(record) as reader, new.open(info, "w") as writer:
+                shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _offset(archive: zipfile.ZipFile) -> int:
+    """Where the next record of an archive being written will begin."""
+    assert archive.fp is not None
+    return archive.fp.tell()
+
+
+def export_onnx(model: Exportable, path: Path, opset: int) -> None:
+    """Writes an ONNX file with the model's tensor names, and a free first dimension where it batches.
+
+    The TorchScript exporter goes first: it takes scripted modules, writes exactly the opset asked for and is twice as
+    fast; the newer one, built on torch.export, knows opsets >= 18 only and converts down with gaps, and fixes the batch
+    of models that look at it. What the first cannot express (some recent operators) the second often can.
+    """
+    scratch = path.with_suffix(".scratch")  # exporters put large weights into files beside the model
+    scratch.mkdir()
+    written = scratch / path.name
+    tensors = to_torch(model.example)
+    inputs, outputs = ([spec.name for spec in specs] for specs in (model.inputs, model.outputs))
+    export = partial(
+        torch.onnx.export,
+        model.module,
+        tensors,
+        str(written),
+        input_names=inputs,
+        output_names=outputs,
+        opset_version=opset,
+    )
+    with foreign("the export to ONNX failed"), _quiet(), torch.no_grad():
+        try:
+            axes = {name: {0: "batch"} for name in (*inputs, *outputs)} if model.batches else None
+            export(dynamo=False, dynamic_axes=axes)
+        except (RuntimeError, torch.onnx.OnnxExporterError):
+            if isinstance(model.module, torch.jit.ScriptModule):
+                raise
+            free = torch.export.Dim("batch")
+            shapes = tuple({0: free} for _ in tensors) if model.batches else None
+            export(dynamo=True, dynamic_shapes=shapes, verbose=False)
+        file = onnx.load(str(written))
+    _strip(file)
+    save(file, path)
+    shutil.rmtree(scratch)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Removes documentation and metadata: exporters put source paths and stack traces there."""
+    graphs = [model.graph]
+    for function in model.functions:
+        function.ClearField("doc_string")
+        function.ClearField("metadata_props")
+        graphs.append(function)
+    for graph in graphs:
+        graph.ClearField("doc_string")
+        graph.ClearField("metadata_props")
+        for node in graph.node:
+            node.ClearField("doc_string")
+            node.ClearField("metadata_props")
+            graphs += [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+            graphs += [inner for attribute in node.attribute for inner in attribute.graphs]
+        if isinstance(graph, onnx.GraphProto):
+            for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+                value.ClearField("doc_string")
+                value.ClearField("metadata_props")
+    model.ClearField("doc_string")
+    model.ClearField("metadata_props")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters warn about their own deprecation and about tracing; what a trace gets wrong is found by parity."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
