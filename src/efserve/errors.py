@@ -68,3 +68,11 @@ class ConversionFailed(ServerError):
 
 class MeasurementFailed(ServerError):
     """A benchmark or profile could not be taken."""
+
+
+class RemoteError(ServerError):
+    """A server that we called could not be reached, or answered with an error; `status` is 0 when it did not answer."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,124 @@
+"""Bodies of inference requests and answers, with binary tensors or as JSON alone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from efserve.client.control import HttpAnswer
+from efserve.client.messages import InferMessage, OutputMessage, decode
+from efserve.errors import EfserveError, RemoteError
+from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec, byte_size, to_array, to_wire
+
+
+@dataclass(frozen=True, slots=True)
+class InferBody:
+    """Body of an inference request; `json_bytes` is the length of its JSON head, or -1 when all of it is JSON."""
+
+    data: bytes
+    json_bytes: int
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header fields that say how to read it."""
+        if self.json_bytes < 0:
+            return {"Content-Type": "application/json"}
+        return {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(self.json_bytes)}
+
+
+@dataclass(frozen=True, slots=True)
+class InferAnswer:
+    """A valid answer to an inference request: its outputs by name, and the bytes of those that came in binary."""
+
+    outputs: dict[str, Array]
+    payload_bytes: int  # -1: none came in binary
+
+
+def infer_body(specs: Sequence[TensorSpec], arrays: Sequence[Array], binary: bool) -> InferBody:
+    """Body of a request that asks for all outputs; arrays are in the order of `specs`, shapes whole.
+
+    Raises RemoteError when the server takes JSON alone and a datatype has no JSON form.
+    """
+    inputs: list[dict[str, object]] = []
+    tail: list[bytes | memoryview] = []
+    for spec, array in zip(specs, arrays, strict=True):
+        entry: dict[str, object] = {"name": spec.name, "shape": array.shape, "datatype": spec.datatype}
+        if binary:
+            tail.append(to_wire(array))
+            entry["parameters"] = {"binary_data_size": len(tail[-1])}
+        elif spec.datatype in ("FP16", "BF16"):
+            raise RemoteError(
+                f"input '{spec.name}' is {spec.datatype}, which has no JSON form, and the server takes JSON alone"
+            )
+        else:
+            entry["data"] = _json_values(array)
+        inputs.append(entry)
+    message: dict[str, object] = {"inputs": inputs}
+    if not binary:
+        return InferBody(msgspec.json.encode(message), -1)
+    head = msgspec.json.encode(message | {"parameters": {"binary_data_output": True}})
+    return InferBody(b"".join([head, *tail]), len(head))
+
+
+def _json_values(array: Array) -> list[object]:
+    if array.dtype.kind == "O":
+        return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in array.ravel()]
+    values: list[object] = array.ravel().tolist()
+    return values
+
+
+def read_infer(answer: HttpAnswer, model: str, specs: Sequence[TensorSpec]) -> InferAnswer:
+    """The outputs of an answer of status 200, which must have all of `specs`, in their datatypes, shapes and sizes."""
+    head_bytes = len(answer.body) if answer.json_bytes < 0 else answer.json_bytes
+    message = decode(HttpAnswer(answer.status, answer.content_type, -1, answer.body[:head_bytes]), InferMessage)
+    tail = memoryview(answer.body)[head_bytes:]
+    outputs: dict[str, Array] = {}
+    for output in message.outputs:
+        size = output.parameters.binary_data_size
+        data = None if size is None else tail[:size]
+        tail = tail[size or 0 :]
+        outputs[output.name] = _output_array(output, data)
+    if len(tail):
+        raise RemoteError(f"the answer of '{model}' has {len(tail)} bytes more than its outputs need")
+    for spec in specs:
+        array = outputs.get(spec.name)
+        if array is None:
+            raise RemoteError(f"the answer of '{model}' lacks output '{spec.name}'; it has {', '.join(outputs)}")
+        _check_output(spec, array, model)
+    return InferAnswer(outputs, -1 if answer.json_bytes < 0 else len(answer.body) - head_bytes)
+
+
+def _output_array(output: OutputMessage, data: memoryview | None) -> Array:
+    what, shape = f"output '{output.name}'", tuple(output.shape)
+    if output.datatype not in NUMPY_DTYPES:
+        raise RemoteError(f"{what} has datatype '{output.datatype}', which the protocol does not know")
+    if data is not None:
+        size = output.parameters.binary_data_size
+        if len(data) != size or (output.datatype != "BYTES" and size != byte_size(output.datatype, shape)):
+            raise RemoteError(
+                f"{what} of shape {list(shape)} {output.datatype}: got {len(data)} bytes, binary_data_size is {size}"
+            )
+        try:
+            return to_array(data, output.datatype, shape, what)
+        except EfserveError as exc:
+            raise RemoteError(str(exc)) from exc
+    try:
+        array = np.array(output.data, NUMPY_DTYPES[output.datatype])
+        if array.size != math.prod(shape):
+            raise RemoteError(f"{what}: {array.size} values for shape {list(shape)}")
+        return array.reshape(shape)
+    except (TypeError, ValueError) as exc:
+        raise RemoteError(f"{what}: its data are not {output.datatype} of shape {list(shape)}: {exc}") from exc
+
+
+def _check_output(spec: TensorSpec, array: Array, model: str) -> None:
+    fits = len(array.shape) == len(spec.dims) and all(
+        want in (-1, got) for want, got in zip(spec.dims, array.shape, strict=True)
+    )
+    if not fits or array.dtype != NUMPY_DTYPES[spec.datatype]:
+        raise RemoteError(
+            f"output '{spec.name}' of '{model}' came as {array.dtype} {list(array.shape)}, its metadata says "
+            f"{spec.datatype} {list(spec.dims)}"
+        )

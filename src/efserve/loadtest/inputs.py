@@ -1,0 +1,104 @@
+"""The tensors that a benchmark sends: shapes from the model's metadata, values at random or zero.
+
+Values from a file are `datafile.py`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from efserve.client.v2 import ModelInfo
+from efserve.errors import UsageError
+from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec
+
+RANDOM_REQUESTS = 8  # different requests, sent in turn, so that no cache answers for the model
+RANDOM_BYTES = 1 << 26  # fewer of them where they are large
+INTEGERS_BELOW = 100  # random integers are indices as often as not: small ones are legal in most vocabularies
+LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz0123456789", "S1")
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, Shape]:
+    """`NAME:DIM,DIM,...` of each option as name -> dims. Raises UsageError."""
+    shapes = {}
+    for text in texts:
+        name, _, dims = text.rpartition(":")
+        parts = dims.split(",")
+        if not name or not all(part.isascii() and part.isdigit() for part in parts):
+            raise UsageError(f"--shape: expected NAME:DIM,DIM,... such as image:3,224,224; got '{text}'")
+        shapes[name] = tuple(int(part) for part in parts)
+    return shapes
+
+
+def sample_dims(model: ModelInfo, batch: int, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Dims of one sample of each input, without the batch where the model batches. Raises UsageError.
+
+    `shapes` gives the free dimensions of inputs by name, and must agree with the others.
+    """
+    if batch > 1 and not model.batches:
+        raise UsageError(f"--batch {batch}: model '{model.name}' does not batch; leave --batch out")
+    names = [spec.name for spec in model.inputs]
+    for name in shapes:
+        if name not in names:
+            raise UsageError(f"--shape: model '{model.name}' has no input '{name}'; it has {', '.join(names)}")
+    return {spec.name: _dims(spec, 1 if model.batches else 0, shapes.get(spec.name)) for spec in model.inputs}
+
+
+def _dims(spec: TensorSpec, skip: int, given: Shape | None) -> Shape:
+    dims = spec.dims[skip:]
+    if given is None:
+        if any(dim < 0 for dim in dims):
+            raise UsageError(
+                f"input '{spec.name}' has free dimensions {list(dims)}: give them with "
+                f"--shape {spec.name}:{','.join('N' if dim < 0 else str(dim) for dim in dims)}"
+            )
+        return dims
+    if len(given) != len(dims) or any(want not in (-1, got) for want, got in zip(dims, given, strict=True)):
+        raise UsageError(f"--shape {spec.name}: {list(given)} does not fit the model's {list(dims)}")
+    return given
+
+
+def generated(
+    model: ModelInfo, dims: Mapping[str, Shape], batch: int, seed: int | None, string_length: int
+) -> list[tuple[Array, ...]]:
+    """Requests made up: random ones from a seed, or with seed None a single one of zeros and empty strings."""
+    shapes = [(*((batch,) if model.batches else ()), *dims[spec.name]) for spec in model.inputs]
+    if seed is None:
+        return [tuple(_zeros(spec, shape) for spec, shape in zip(model.inputs, shapes, strict=True))]
+    elements = sum(
+        math.prod(shape) * (string_length + 4 if spec.datatype == "BYTES" else NUMPY_DTYPES[spec.datatype].itemsize)
+        for spec, shape in zip(model.inputs, shapes, strict=True)
+    )
+    count = max(1, min(RANDOM_REQUESTS, RANDOM_BYTES // max(1, elements)))
+    random = np.random.default_rng(seed)
+    return [
+        tuple(_random(random, spec, shape, string_length) for spec, shape in zip(model.inputs, shapes, strict=True))
+        for _ in range(count)
+    ]
+
+
+def _zeros(spec: TensorSpec, shape: Shape) -> Array:
+    if spec.datatype == "BYTES":
+        return np.full(shape, b"", np.object_)
+    return np.zeros(shape, NUMPY_DTYPES[spec.datatype])
+
+
+def _random(random: np.random.Generator, spec: TensorSpec, shape: Shape, string_length: int) -> Array:
+    dtype = NUMPY_DTYPES[spec.datatype]
+    if spec.datatype == "BYTES":
+        letters = random.choice(LETTERS, (math.prod(shape), string_length))
+        strings = np.empty(math.prod(shape), np.object_)
+        strings[:] = [row.tobytes() for row in letters]
+        return strings.reshape(shape)
+    if spec.datatype == "BOOL":
+        return random.integers(0, 2, shape).astype(dtype)
+    if spec.datatype == "BF16":
+        return bfloat16(random.random(shape, np.float32))
+    if dtype.kind == "f":
+        return random.random(shape).astype(dtype)
+    return random.integers(0, INTEGERS_BELOW, shape).astype(dtype)
+
+
+def bfloat16(values: Array) -> Array:
+    """Float values as BF16 carried in uint16: the upper halves of their float32 bits, cut off, not rounded."""
+    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
