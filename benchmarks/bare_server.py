@@ -5,6 +5,7 @@ python bare_server.py ANSWER_BYTES        prints the port that it got, then serv
 
 import asyncio
 import sys
+from typing import cast
 
 import httptools
 import uvloop
@@ -17,8 +18,7 @@ class Connection(asyncio.Protocol):
         self._answer = answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop: no subclass of it
         self._parser = httptools.HttpRequestParser(self)
 
     def data_received(self, data: bytes) -> None:

@@ -43,7 +43,7 @@ def watch_memory(root: Path, requests: int) -> None:
         served, counts, gateway, workers = 0, [], [], []
         url = f"{server.url}/v2/models/identity/infer"
         while served < requests:
-            served += wrk(url, body, head_bytes, 32, 1.0).requests
+            served += wrk(url, body, head_bytes, 32, 1).requests
             counts.append(served)
             gateway.append(rss_mib(server.pid))
             workers.append(sum(rss_mib(pid) for pid in server.worker_pids))

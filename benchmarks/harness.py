@@ -163,13 +163,13 @@ def bare_server(answer_bytes: int) -> Iterator[str]:
         process.communicate()
 
 
-def wrk(url: str, body: Path, head_bytes: int, connections: int, seconds: float) -> WrkResult:
+def wrk(url: str, body: Path, head_bytes: int, connections: int, seconds: int) -> WrkResult:
     """One run of wrk with one thread; exits with a word where wrk is not installed."""
     if shutil.which("wrk") is None:
         sys.exit("wrk is not installed; on Debian: apt-get install wrk")
     script = body.with_name("post.lua")
     script.write_text(WRK_SCRIPT)
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script), url]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), url]
     environment = {"BODY": str(body), "HEAD_BYTES": str(head_bytes), "PATH": "/usr/bin:/bin"}
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     fields = next(line for line in printed.splitlines() if line.startswith("RESULT")).split()[1:]

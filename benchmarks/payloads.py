@@ -19,7 +19,7 @@ LARGE = (16, 2**20)  # 64 MiB less nothing: the largest request that the default
 def main() -> None:
     """Prints one row per case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of one measurement")
+    parser.add_argument("--seconds", type=int, default=3, help="length of one measurement")
     seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -27,7 +27,7 @@ CONCURRENCIES = (1, 8, 32)
 def main() -> None:
     """Prints the table of both models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of one measurement")
+    parser.add_argument("--seconds", type=int, default=4, help="length of one measurement")
     parser.add_argument("--rounds", type=int, default=3, help="how often server and reference take turns")
     options = parser.parse_args()
     print("model       load  efserve req/s   reference   ratio   p50 us   p99 us  errors")
@@ -36,7 +36,7 @@ def main() -> None:
         measure_identity(Path(folder) / "identity", options.seconds, options.rounds)
 
 
-def measure_cnn(root: Path, seconds: float, rounds: int) -> None:
+def measure_cnn(root: Path, seconds: int, rounds: int) -> None:
     """The CNN against onnxruntime in process, at batch 1 (the ratio's reference) and at batch 8."""
     path = make_cnn(root)
     body = root / "request.bin"
@@ -55,7 +55,7 @@ def measure_cnn(root: Path, seconds: float, rounds: int) -> None:
     print(f"{'':10}onnxruntime in process, 2 sessions, batch 8: {at_8:,.0f} inferences/s")
 
 
-def measure_identity(root: Path, seconds: float, rounds: int) -> None:
+def measure_identity(root: Path, seconds: int, rounds: int) -> None:
     """The model that returns its input against the bare server."""
     make_identity(root)
     body = root / "request.bin"
@@ -92,7 +92,7 @@ def take_turns(
     )
 
 
-def in_process(path: Path, batch: int, seconds: float) -> float:
+def in_process(path: Path, batch: int, seconds: int) -> float:
     """Inferences per second of 2 threads, each with its own single-threaded session."""
     counts = [0, 0]
     until = time.monotonic() + seconds
