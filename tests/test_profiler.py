@@ -253,10 +253,10 @@ def test_table_fits_a_terminal_and_marks_the_best() -> None:
 
 def test_best_rows_in_words() -> None:
     assert best_lines(rows_of_a_grid()[:1], None) == [
-        "* Most throughput: batch 1 on 50 % (1 core), 1,001 inf/s, p99 1.500 ms."
+        "* Most throughput: batch 1 on a share of 50%, 1,001 inf/s, p99 1.500 ms."
     ]
     words = best_lines(rows_of_a_grid(), 2.0)
-    assert words[1] == "< With p99 within 2 ms: batch 2 on 100 % (2 cores), 2,002 inf/s, p99 1.500 ms."
+    assert words[1] == "< With p99 within 2 ms: batch 2 on a share of 100%, 2,002 inf/s, p99 1.500 ms."
     assert words[2].startswith("~ Unsteady")
     assert best_lines(rows_of_a_grid(), 0.1)[1].startswith("No batch has its p99 within 0.1 ms; the fastest is batch 1")
 

@@ -57,11 +57,8 @@ def _p99_ms(row: ProfileRow) -> float:
 
 
 def _point(row: ProfileRow) -> str:
-    cores = "1 core" if row.cores == 1 else f"{row.cores} cores"
-    return (
-        f"batch {row.batch} on {row.share_pct:g} % ({cores}), {row.throughput_per_s:,.0f} inf/s, "
-        f"p99 {decimals(row.p99_ms)} ms"
-    )
+    rate, p99 = f"{row.throughput_per_s:,.0f}", decimals(row.p99_ms)
+    return f"batch {row.batch} on a share of {row.share_pct:g}%, {rate} inf/s, p99 {p99} ms"
 
 
 def decimals(value: float) -> str:

@@ -1,0 +1,227 @@
+"""`efserve profile` as a process: real workers, real files, interrupted in every way and resumed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import onnx_models
+from efserve.devices import available_cores
+from efserve.profiles import Profile, ProfileRow, read_profile
+
+PYTHON_CONFIG = """
+backend: "python" max_batch_size: 4
+input {{ name: "x" data_type: TYPE_FP32 dims: [ 2 ] }}
+output {{ name: "y" data_type: TYPE_FP32 dims: [ 2 ] }}
+"""
+FAILS_ON_LARGE_BATCHES = """
+class Model:
+    def __init__(self, config, folder): pass
+    def infer(self, inputs):
+        if len(inputs["x"]) > 2:
+            raise ValueError("too many rows")
+        return {"y": inputs["x"]}
+"""
+DIES_ON_LARGE_BATCHES = FAILS_ON_LARGE_BATCHES.replace('raise ValueError("too many rows")', "import os; os._exit(7)")
+QUICK = ("--min-time", "0.05", "--min-repetitions", "5")
+
+
+def command(folder: Path, *options: str) -> list[str]:
+    where = ["--model-repository", str(folder / "models"), "--output", str(folder / "out")]
+    return [sys.executable, "-m", "efserve", "profile", *where, *options]
+
+
+def profile(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, *options), capture_output=True, text=True, timeout=100, check=False)
+
+
+def csv_of(folder: Path, name: str) -> Path:
+    (path,) = (folder / "out").glob(f"*/{name}.csv")
+    return path
+
+
+def keys(rows: Sequence[ProfileRow]) -> list[tuple[int, int]]:
+    return [row.key for row in rows]
+
+
+def save_python(folder: Path, name: str, text: str) -> None:
+    version = folder / "models" / name / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(text)
+    (version.parent / "config.pbtxt").write_text(PYTHON_CONFIG.format())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A repository with the model `identity`."""
+    onnx_models.save(tmp_path / "models", "identity", onnx_models.identity())
+    return tmp_path
+
+
+def test_a_grid_has_every_share_and_batch(folder: Path) -> None:
+    onnx_models.save(folder / "models", "fixed", onnx_models.without_batch())
+    done = profile(folder, "--grid", "--max-batch", "6", "--slo", "100", "--plot", *QUICK)
+    assert done.returncode == 0, done.stderr
+    counts = range(1, len(available_cores()) + 1)
+    measured = read_profile(csv_of(folder, "identity.onnx"))
+    assert keys(measured.rows) == [(cores, batch) for cores in counts for batch in (1, 2, 4, 6)]
+    assert measured.facts.inputs == {"input": "FP32 [batch,16]"}
+    assert measured.facts.engine_version.startswith("onnxruntime ")
+    for row in measured.rows:
+        assert row.repetitions >= 5
+        assert 0 < row.p50_ms <= row.p90_ms <= row.p99_ms
+        assert row.mean_ms < row.roundtrip_ms
+        assert row.throughput_per_s > 0
+        assert 20 < row.peak_memory_mb < 1000
+        assert 0 < row.load_s < row.ready_s
+    assert keys(read_profile(csv_of(folder, "fixed.onnx")).rows) == [(cores, 1) for cores in counts]
+    assert csv_of(folder, "identity.onnx").with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "identity 1, onnxruntime" in done.stdout
+    assert "< With p99 within 100 ms: batch" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("->")) <= 80
+
+
+def test_without_grid_the_whole_machine_is_the_only_share(folder: Path) -> None:
+    done = profile(folder, "--batches", "3,1", "--json", *QUICK)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    cores = len(available_cores())
+    (only,) = told["profiles"]
+    assert [(row["cores"], row["batch"], row["share_pct"]) for row in only["rows"]] == [
+        (cores, 1, 100),
+        (cores, 3, 100),
+    ]
+    assert only["best_by_throughput"] in only["rows"]
+    assert only["best_under_slo"] is None
+    assert told["failures"] == []
+    assert "identity 1, onnxruntime" in done.stderr
+
+
+def test_free_dims_come_from_the_command_line(folder: Path) -> None:
+    onnx_models.save(folder / "models", "dynamic", onnx_models.dynamic())
+    done = profile(folder, "--model", "dynamic", "--shape", "input:50", "--batches", "2", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert read_profile(csv_of(folder, "dynamic.onnx")).facts.inputs == {"input": "FP32 [batch,50]"}
+
+
+def test_measured_before_needs_a_decision(folder: Path) -> None:
+    assert profile(folder, "--batches", "1", *QUICK).returncode == 0
+    before = csv_of(folder, "identity.onnx").read_bytes()
+    again = profile(folder, "--batches", "1,2", *QUICK)
+    assert again.returncode == 2
+    assert "measured before; --resume measures only what is missing, --force begins afresh" in again.stderr
+    assert csv_of(folder, "identity.onnx").read_bytes() == before
+    assert profile(folder, "--batches", "1,2", "--resume", *QUICK).returncode == 0
+    assert csv_of(folder, "identity.onnx").read_bytes().startswith(before)
+    assert [row.batch for row in read_profile(csv_of(folder, "identity.onnx")).rows] == [1, 2]
+    assert profile(folder, "--batches", "4", "--force", *QUICK).returncode == 0
+    assert [row.batch for row in read_profile(csv_of(folder, "identity.onnx")).rows] == [4]
+    assert profile(folder, "--resume", "--force").returncode == 2
+
+
+def test_another_model_file_cannot_be_resumed(folder: Path) -> None:
+    assert profile(folder, "--batches", "1", *QUICK).returncode == 0
+    before = csv_of(folder, "identity.onnx").read_bytes()
+    (folder / "models" / "identity" / "1" / "model.onnx").write_bytes(onnx_models.identity(8))
+    done = profile(folder, "--batches", "1,2", "--resume", *QUICK)
+    assert done.returncode == 1
+    assert "identity.onnx: cannot resume" in done.stderr
+    assert "model_sha256 was " in done.stderr
+    assert "--force measures it afresh" in done.stderr
+    assert csv_of(folder, "identity.onnx").read_bytes() == before
+
+
+def test_what_cannot_be_measured_is_told_in_a_line_and_the_rest_goes_on(folder: Path) -> None:
+    broken = onnx_models.save(folder / "models", "broken", b"no model")
+    save_python(folder, "fails", FAILS_ON_LARGE_BATCHES)
+    save_python(folder, "dies", DIES_ON_LARGE_BATCHES)
+    done = profile(folder, "--batches", "1,2,4", *QUICK)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 3, done.stderr
+    by_model = {line.partition(".")[0]: line for line in lines}
+    assert str(broken / "model.onnx") in by_model["broken"]
+    assert "batch 4: " in by_model["fails"]
+    assert "too many rows" in by_model["fails"]
+    assert "batch 4: the worker died: exited with code 7" in by_model["dies"]
+    for name in ("fails.python", "dies.python"):
+        assert [row.batch for row in read_profile(csv_of(folder, name)).rows] == [1, 2]
+    assert [row.batch for row in read_profile(csv_of(folder, "identity.onnx")).rows] == [1, 2, 4]
+
+
+@contextmanager
+def running(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A run that has measured its first row and is in the middle of others."""
+    process = subprocess.Popen(
+        command(folder, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        _wait_for(lambda: any(path.read_bytes().count(b"\n") >= 2 for path in (folder / "out").glob("*/*.csv")))
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline_s
+        threading.Event().wait(0.01)  # a moment for the processes that it is about
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def resumed(folder: Path, before: bytes) -> Profile:
+    path = csv_of(folder, "identity.onnx")
+    assert path.read_bytes() == before
+    assert before.endswith(b"\n")
+    done = profile(folder, "--batches", "1,2,4,8", "--resume", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes().startswith(before)
+    return read_profile(path)
+
+
+@pytest.mark.parametrize("to_group", [False, True])
+def test_ctrl_c_keeps_the_rows_and_resume_goes_on(folder: Path, to_group: bool) -> None:
+    with running(folder, "--batches", "1,2,4,8", "--min-time", "0.5") as process:
+        workers = children_of(process.pid)
+        os.kill(-process.pid if to_group else process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1].endswith("the same command with --resume goes on.")
+    assert "Traceback" not in stderr
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    measured = resumed(folder, csv_of(folder, "identity.onnx").read_bytes())
+    assert [row.batch for row in measured.rows] == [1, 2, 4, 8]
+
+
+def test_kill_9_leaves_whole_rows_and_no_worker(folder: Path) -> None:
+    with running(folder, "--batches", "1,2,4,8", "--min-time", "0.5") as process:
+        workers = children_of(process.pid)
+        process.kill()
+        process.wait(20)
+        _wait_for(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    measured = resumed(folder, csv_of(folder, "identity.onnx").read_bytes())
+    assert [row.batch for row in measured.rows] == [1, 2, 4, 8]
+
+
+def test_a_torn_row_is_dropped_with_a_remark(folder: Path) -> None:
+    assert profile(folder, "--batches", "1,2", *QUICK).returncode == 0
+    path = csv_of(folder, "identity.onnx")
+    path.write_bytes(path.read_bytes()[:-10])
+    done = profile(folder, "--batches", "1,2", "--resume", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "dropped a half-written last row" in done.stderr
+    assert [row.batch for row in read_profile(path).rows] == [1, 2]
