@@ -55,8 +55,8 @@ def add_sub(columns: int = 4) -> bytes:
     )
 
 
-def dynamic() -> bytes:
-    """input FP32 [n, length] -> twice [n, length], first [n, 1]."""
+def dynamic(first_columns: str | int = 1) -> bytes:
+    """input FP32 [n, length] -> twice [n, length], first [n, 1], which the file may call by another dimension."""
     nodes = [
         helper.make_node("Add", ["input", "input"], ["twice"]),
         helper.make_node("Slice", ["input", "from", "to", "axes"], ["first"]),
@@ -64,7 +64,7 @@ def dynamic() -> bytes:
     weights = [
         numpy_helper.from_array(np.array([value]), name) for name, value in (("from", 0), ("to", 1), ("axes", 1))
     ]
-    outputs: list[Value] = [("twice", FLOAT, ["n", "length"]), ("first", FLOAT, ["n", 1])]
+    outputs: list[Value] = [("twice", FLOAT, ["n", "length"]), ("first", FLOAT, ["n", first_columns])]
     return model(nodes, [("input", FLOAT, ["n", "length"])], outputs, weights)
 
 
@@ -72,6 +72,12 @@ def without_batch() -> bytes:
     """x FP32 [2, 3] -> y FP32 [3, 2], transposed: a model that cannot batch."""
     node = helper.make_node("Transpose", ["x"], ["y"], perm=[1, 0])
     return model([node], [("x", FLOAT, [2, 3])], [("y", FLOAT, [3, 2])])
+
+
+def doubles_rows() -> bytes:
+    """input FP32 [n, 4] -> output, said to be [n, 4], in truth [2n, 4]."""
+    node = helper.make_node("Concat", ["input", "input"], ["output"], axis=0)
+    return model([node], [("input", FLOAT, ["n", 4])], [("output", FLOAT, ["n", 4])])
 
 
 def huge_output(columns: int = 4_000_000) -> bytes:

@@ -1,4 +1,4 @@
-"""Never answers a batch; opens the fifo of its parameter `started` first, so that a test knows when it hangs."""
+"""Never answers a batch; opens the fifo of its parameter `started` first, so that a test knows that it hangs."""
 
 import threading
 from pathlib import Path
