@@ -1,0 +1,165 @@
+"""Metrics of the served models and of the machine's GPUs, in Prometheus' text format.
+
+Names, labels and units are Triton's, so that dashboards made for it work; docs/metrics.md gives each as a formula.
+Numbers are written as plain decimals: perf_analyzer reads no exponents.
+"""
+
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from functools import cache
+from typing import Any
+
+from prometheus_client import ProcessCollector
+from prometheus_client.metrics_core import Metric
+
+from efserve.counters import Histogram, ModelCounters
+from efserve.frontend.service import Model, Placement, Service
+
+Labels = dict[str, str]
+
+# name, help, value of the counters
+_COUNTERS = (
+    ("nv_inference_request_success", "Successful inference requests", lambda c: c.successes),
+    ("nv_inference_count", "Inferences performed (rows; a request of 4 rows counts 4)", lambda c: c.rows),
+    ("nv_inference_exec_count", "Model executions (batches)", lambda c: c.executions),
+    ("nv_inference_request_duration_us", "Cumulative duration of successful requests", lambda c: c.success_ns // 1000),
+    ("nv_inference_queue_duration_us", "Cumulative time requests waited in the queue", lambda c: c.queue_ns // 1000),
+    ("nv_inference_compute_input_duration_us", "Cumulative time for inputs", lambda c: c.compute_input_ns // 1000),
+    ("nv_inference_compute_infer_duration_us", "Cumulative time for inference", lambda c: c.compute_infer_ns // 1000),
+    ("nv_inference_compute_output_duration_us", "Cumulative time for outputs", lambda c: c.compute_output_ns // 1000),
+)
+
+
+class ServiceCollector:
+    """All metrics of one service, read from its counters when asked."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        """The metric families at this moment."""
+        models = [(_labels(model), model.counters) for model in self._service.models()]
+        yield from _model_counters(models)
+        yield _pending(models)
+        durations = Metric("efserve_request_duration_seconds", "Time from arrival to outcome of requests", "histogram")
+        rows = Metric("efserve_batch_rows", "Rows per model execution", "histogram")
+        for labels, counters in models:
+            _add_histogram(durations, labels, counters.request_durations, unit=Decimal("1e-9"))
+            _add_histogram(rows, labels, counters.rows_per_batch, unit=Decimal(1))
+        yield durations
+        yield rows
+        yield from _placements(self._service.placements())
+        yield from gpu_metrics()
+
+
+def expose(service: Service) -> str:
+    """Everything that the metrics page shows."""
+    families = [*ServiceCollector(service).collect(), *ProcessCollector(registry=None).collect()]
+    return "".join(_family_text(family) for family in families if family.samples)
+
+
+def _labels(model: Model) -> Labels:
+    return {"model": model.config.name, "version": model.version}
+
+
+def _model_counters(models: Iterable[tuple[Labels, ModelCounters]]) -> Iterator[Metric]:
+    for name, text, value in _COUNTERS:
+        family = Metric(name, text, "counter")
+        for labels, counters in models:
+            family.add_sample(name, labels, value(counters))
+        yield family
+    failures = Metric("nv_inference_request_failure", "Failed inference requests, by reason", "counter")
+    for labels, counters in models:
+        for reason, number in sorted(counters.failures.items()):
+            failures.add_sample(failures.name, {**labels, "reason": reason}, number)
+    yield failures
+
+
+def _pending(models: Iterable[tuple[Labels, ModelCounters]]) -> Metric:
+    family = Metric("nv_inference_pending_request_count", "Requests waiting for a model instance now", "gauge")
+    for labels, counters in models:
+        family.add_sample(family.name, labels, counters.pending())
+    return family
+
+
+def _add_histogram(family: Metric, labels: Labels, histogram: Histogram, unit: Decimal) -> None:
+    bounds = [_plain(bound * unit) for bound in histogram.bounds]
+    sums = histogram.cumulative()
+    for bound, number in zip([*bounds, "+Inf"], sums, strict=True):
+        family.add_sample(f"{family.name}_bucket", {**labels, "le": bound}, number)
+    family.add_sample(f"{family.name}_count", labels, sums[-1])
+    family.add_sample(f"{family.name}_sum", labels, float(histogram.total * unit))
+
+
+def _placements(placements: Iterable[Placement]) -> Iterator[Metric]:
+    state = Metric("efserve_placement_state", "1 for the state that an instance is in", "gauge")
+    memory = Metric("efserve_placement_rss_bytes", "Resident memory of an instance's worker process", "gauge")
+    cores = Metric("efserve_placement_cores", "Cores that an instance is pinned to; 0: not pinned", "gauge")
+    for place in placements:
+        labels = {"instance": str(place.instance), "model": place.model, "version": place.version}
+        state.add_sample(state.name, {**labels, "state": place.state}, 1)
+        memory.add_sample(memory.name, labels, place.rss_bytes)
+        cores.add_sample(cores.name, labels, len(place.cores))
+    yield from (state, memory, cores)
+
+
+def gpu_metrics() -> Iterator[Metric]:
+    """Utilisation, power and memory of each GPU; nothing on a machine without."""
+    nvml = _nvml()
+    if nvml is None:
+        return
+    families = {
+        "nv_gpu_utilization": Metric("nv_gpu_utilization", "GPU utilization (0 to 1)", "gauge"),
+        "nv_gpu_power_usage": Metric("nv_gpu_power_usage", "GPU power usage in watts", "gauge"),
+        "nv_gpu_memory_used_bytes": Metric("nv_gpu_memory_used_bytes", "GPU memory in use", "gauge"),
+        "nv_gpu_memory_total_bytes": Metric("nv_gpu_memory_total_bytes", "GPU memory", "gauge"),
+    }
+    for index in range(nvml.nvmlDeviceGetCount()):
+        gpu = nvml.nvmlDeviceGetHandleByIndex(index)
+        labels = {"gpu_uuid": str(nvml.nvmlDeviceGetUUID(gpu))}
+        for name, read in _GPU_READERS:
+            try:
+                families[name].add_sample(name, labels, read(nvml, gpu))
+            except nvml.NVMLError:  # this GPU does not tell this value
+                continue
+    yield from families.values()
+
+
+_GPU_READERS = (
+    ("nv_gpu_utilization", lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100),
+    ("nv_gpu_power_usage", lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
+    ("nv_gpu_memory_used_bytes", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
+    ("nv_gpu_memory_total_bytes", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
+)
+
+
+@cache
+def _nvml() -> Any | None:
+    """NVML, initialised once per process; None where there is no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    return pynvml
+
+
+def _family_text(family: Metric) -> str:
+    lines = [f"# HELP {family.name} {family.documentation}", f"# TYPE {family.name} {family.type}"]
+    for sample in family.samples:
+        labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in sample.labels.items())
+        lines.append(
+            f"{sample.name}{{{labels}}} {_plain(sample.value)}" if labels else f"{sample.name} {_plain(sample.value)}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _plain(value: float | Decimal) -> str:
+    """A number without an exponent and without needless zeros."""
+    text = f"{value if isinstance(value, Decimal) else Decimal(repr(value)):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
