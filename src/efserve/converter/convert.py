@@ -122,7 +122,7 @@ def _write(conversion: _Conversion, job: ConvertJob, folder: Path, on_step: OnSt
     return ConvertResult(
         name=folder.name,
         version=job.version,
-        folder=folder / str(job.version),
+        folder=job.model_repository / folder.name / str(job.version),
         file_bytes=sizes,
         inputs=conversion.config.inputs,
         outputs=conversion.config.outputs,
@@ -145,7 +145,7 @@ def _check(file_format: Format, version: Path, conversion: _Conversion, job: Con
 
 
 def _keeps_config(config: ModelConfig, folder: Path, job: ConvertJob) -> bool:
-    """True when the model has a config that fits, so that edits to it live on; ConfigError for another, unless forced."""
+    """True when the model has a config that fits, and so lives on with its edits; ConfigError for another, unless forced."""
     path = folder / "config.pbtxt"
     if not path.is_file():
         return False

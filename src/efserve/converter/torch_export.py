@@ -5,10 +5,7 @@ Importing this module imports torch.
 
 import shutil
 import struct
-import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +14,7 @@ import torch
 
 from efserve.converter.foreign import foreign
 from efserve.converter.onnx_file import save
-from efserve.converter.torch_model import Exportable, to_torch
+from efserve.converter.torch_model import Exportable, quiet, to_torch
 
 _DEBUG_RECORDS = (".debug_pkl", "/.data/serialization_id")
 _ALIGNMENT = 64  # of records, as torch itself writes them: tensors can then be mapped
@@ -26,7 +23,7 @@ _ALIGNMENT = 64  # of records, as torch itself writes them: tensors can then be 
 def export_torchscript(model: Exportable, path: Path) -> None:
     """Writes a TorchScript file: a scripted module as it is, any other one traced."""
     module = model.module
-    with foreign("the export to TorchScript failed"), _quiet(), torch.no_grad():
+    with foreign("the export to TorchScript failed"), quiet(), torch.no_grad():
         if not isinstance(module, torch.jit.ScriptModule):
             # No check_trace: it repeats the very inputs that were traced. Parity uses others, at other batches.
             example = to_torch(model.example)
@@ -83,7 +80,7 @@ def export_onnx(model: Exportable, path: Path, opset: int) -> None:
         output_names=outputs,
         opset_version=opset,
     )
-    with foreign("the export to ONNX failed"), _quiet(), torch.no_grad():
+    with foreign("the export to ONNX failed"), quiet(), torch.no_grad():
         try:
             axes = {name: {0: "batch"} for name in (*inputs, *outputs)} if model.batches else None
             export(dynamo=False, dynamic_axes=axes)
@@ -120,11 +117,3 @@ def _strip(model: onnx.ModelProto) -> None:
                 value.ClearField("metadata_props")
     model.ClearField("doc_string")
     model.ClearField("metadata_props")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters warn about their own deprecation and about tracing; what a trace gets wrong is found by parity."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -3,7 +3,9 @@
 Importing this module imports torch.
 """
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,3 +123,11 @@ def _run(module: nn.Module, inputs: Sequence[Array], what_failed: str) -> _Answe
 def to_torch(arrays: Sequence[Array]) -> tuple[torch.Tensor, ...]:
     """Tensors that own their memory, so that a model which writes into its input harms nobody."""
     return tuple(torch.from_numpy(np.array(array)) for array in arrays)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hides what torch announces: the end of torch.jit, and what tracing may get wrong, which parity finds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

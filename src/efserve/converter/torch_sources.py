@@ -15,7 +15,7 @@ from torch import nn
 from efserve.converter.foreign import foreign
 from efserve.converter.job import ConvertJob
 from efserve.converter.tensor_options import parse_inputs
-from efserve.converter.torch_model import TORCH_DATATYPES, TorchModel
+from efserve.converter.torch_model import TORCH_DATATYPES, TorchModel, quiet
 from efserve.converter.torchvision_zoo import load_state, read_state_dict
 from efserve.errors import UsageError
 from efserve.tensors import TensorSpec
@@ -25,7 +25,7 @@ def load_torchscript(path: Path, job: ConvertJob) -> TorchModel:
     """A scripted or traced module from a file."""
     if job.weights != "default":
         raise UsageError("--weights is for torchvision names and callables; a TorchScript file brings its own")
-    with foreign(f"{path} is no TorchScript file (a file of weights goes with --weights)", UsageError):
+    with foreign(f"{path} is no TorchScript file (a file of weights goes with --weights)", UsageError), quiet():
         module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]  # torch
     return TorchModel(module.eval(), _inputs(job, str(path)))
 

@@ -69,7 +69,8 @@ def load(source: Source) -> TorchScriptEngine:
     if strings:
         raise LoadFailed(f"tensor '{strings[0]}' is BYTES, but TorchScript models have no string tensors")
     torch.set_num_threads(max(1, source.partition.threads))
-    torch.set_num_interop_threads(1)
+    if torch.get_num_interop_threads() != 1:  # torch lets it be set only once in a process
+        torch.set_num_interop_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libtorch announces the end of torch.jit with each call
         module = torch.jit.load(str(source.file("model.pt")), map_location="cpu").eval()  # type: ignore[no-untyped-call]  # torch
