@@ -4,7 +4,7 @@ Names, labels and units are Triton's, so that dashboards made for it work; docs/
 Numbers are written as plain decimals: perf_analyzer reads no exponents.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from functools import cache
 from typing import Any
@@ -18,7 +18,7 @@ from efserve.frontend.service import Model, Placement, Service
 Labels = dict[str, str]
 
 # name, help, value of the counters
-_COUNTERS = (
+_COUNTERS: tuple[tuple[str, str, Callable[[ModelCounters], int]], ...] = (
     ("nv_inference_request_success", "Successful inference requests", lambda c: c.successes),
     ("nv_inference_count", "Inferences performed (rows; a request of 4 rows counts 4)", lambda c: c.rows),
     ("nv_inference_exec_count", "Model executions (batches)", lambda c: c.executions),
@@ -125,7 +125,7 @@ def gpu_metrics() -> Iterator[Metric]:
     yield from families.values()
 
 
-_GPU_READERS = (
+_GPU_READERS: tuple[tuple[str, Callable[[Any, Any], float]], ...] = (
     ("nv_gpu_utilization", lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100),
     ("nv_gpu_power_usage", lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
     ("nv_gpu_memory_used_bytes", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
@@ -146,12 +146,12 @@ def _nvml() -> Any | None:
 
 
 def _family_text(family: Metric) -> str:
-    lines = [f"# HELP {family.name} {family.documentation}", f"# TYPE {family.name} {family.type}"]
+    name = family.samples[0].name if family.type == "counter" else family.name  # counters of others end in _total
+    lines = [f"# HELP {name} {family.documentation}", f"# TYPE {name} {family.type}"]
     for sample in family.samples:
         labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in sample.labels.items())
-        lines.append(
-            f"{sample.name}{{{labels}}} {_plain(sample.value)}" if labels else f"{sample.name} {_plain(sample.value)}"
-        )
+        prefix = f"{sample.name}{{{labels}}}" if labels else sample.name
+        lines.append(f"{prefix} {_plain(sample.value)}")
     return "\n".join(lines) + "\n"
 
 
