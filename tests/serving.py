@@ -109,3 +109,5 @@ def serve(*options: str | Path, repository: Path | None = None) -> Iterator[Runn
             process.kill()
             process.wait()
             reader.join(timeout=30)
+            if process.stderr:
+                process.stderr.close()

@@ -71,9 +71,23 @@ def test_after_a_death_requests_run_once_more_and_alone() -> None:
     r.worker_ready(1, 2, 0)
     assert r.worker_dead(1, 0) == ()
     assert [len(a.batch) for a in r.worker_ready(2, 2, 0) if isinstance(a, Send)] == [1, 1]
-    failed = r.worker_dead(2, 0)
-    assert [type(a) for a in failed] == [Fail, Fail]
-    assert "died twice" in str(failed[0].error)  # type: ignore[union-attr]  # checked above
+    (failed,) = r.worker_dead(2, 0)
+    assert isinstance(failed, Fail)
+    assert "died twice" in str(failed.error)
+    assert r.pending == 1  # the other one had not begun
+
+
+def test_batches_that_had_not_begun_go_back_as_often_as_it_takes() -> None:
+    r = router(max_batch=1)
+    for number in range(4):
+        r.worker_ready(number, 2, 0)
+        if number == 0:
+            first, second = request(), request()
+            r.add(first)
+            r.add(second)
+        assert [a.request for a in r.worker_dead(number, 0) if isinstance(a, Fail)] == [[], [first], [], [second]][
+            number
+        ]
 
 
 def test_a_closed_router_refuses_and_fails_what_a_dead_worker_held() -> None:

@@ -96,22 +96,23 @@ class Router:
         return batch, self._dispatch(now_ns)
 
     def worker_dead(self, worker: int, now_ns: int) -> Sequence[Action]:
-        """A worker is gone: its requests run once more, those that have done so already fail.
+        """A worker is gone: what it was running runs once more, alone, or fails if it has done so already.
 
-        Each runs alone the second time, so that a request that kills its worker takes no other along.
+        Alone, so that a request that kills its worker takes no other along. Batches that had not begun just go back.
         """
         held = self._workers.pop(worker, None)
         if held is None:
             return ()
-        lost = [request for batch in held.running.values() for request in batch]
+        batches = list(held.running.values())  # in the order in which they were sent, and so run
         if self._closed is not None:
-            return tuple(Fail(request, self._closed) for request in lost)
-        again = [request for request in lost if not request.retried]
-        failed = [request for request in lost if request.retried]
+            return tuple([Fail(request, self._closed) for batch in batches for request in batch])
+        running = batches[0] if batches else []
+        again = [request for request in running if not request.retried]
+        failed = [request for request in running if request.retried]
         for request in again:
             request.retried = True
             request.shape_key = object()  # equal to no other
-        self._queue.put_back(again)
+        self._queue.put_back([*again, *(request for batch in batches[1:] for request in batch)])
         error = Unavailable(f"the worker of '{self._name}' died twice while this request was running")
         return (*(Fail(request, error) for request in failed), *self._dispatch(now_ns))
 
