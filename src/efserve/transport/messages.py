@@ -15,7 +15,7 @@ from efserve.tensors import Shape, TensorSpec
 
 Value = TypeVar("Value")
 
-LOAD, READY, FAILED, RUN, DONE, ERROR, STOP = range(1, 8)
+READY, FAILED, RUN, DONE, ERROR, STOP = range(1, 7)
 
 MAX_TEXT_BYTES = 8192
 MAX_MESSAGE_BYTES = 65536  # well inside a socket's default buffer of 208 kB
@@ -23,7 +23,7 @@ ALIGNMENT_BYTES = 64
 
 DONE_HEAD = struct.Struct("<BB4Q")  # tag, slot, the four stamps of BatchTiming
 _PIECE = struct.Struct("<QQB")
-_SIZE = struct.Struct("<BQ")
+_READY = struct.Struct("<BQ")
 
 
 class Piece(NamedTuple):
@@ -102,14 +102,14 @@ def text_of(message: bytes) -> str:
     return message[2 if message[0] == ERROR else 1 :].decode(errors="replace")
 
 
-def sized(tag: int, size_bytes: int) -> bytes:
-    """LOAD and READY: their JSON, which may be long, is the first `size_bytes` of slot 0's area."""
-    return _SIZE.pack(tag, size_bytes)
+def ready(size_bytes: int) -> bytes:
+    """READY: what the worker says of itself is the JSON in the first `size_bytes` of slot 0's outputs."""
+    return _READY.pack(READY, size_bytes)
 
 
-def size_of(message: bytes) -> int:
-    """Bytes of JSON that LOAD or READY announce."""
-    size: int = _SIZE.unpack(message)[1]
+def ready_bytes(message: bytes) -> int:
+    """Bytes of JSON that READY announces."""
+    size: int = _READY.unpack(message)[1]
     return size
 
 

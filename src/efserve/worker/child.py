@@ -26,18 +26,19 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Live as the worker of process `arguments[0]`; the others are the fds of the control socket and of the areas."""
-    parent_pid, control, *areas = map(int, arguments)
+    """Live as the worker of a process.
+
+    `arguments` are its pid and the descriptors of the control socket, of the area that holds the WorkerSpec, and of
+    each slot's inputs and outputs.
+    """
+    parent_pid, control, request, *areas = map(int, arguments)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's to decide about
     faulthandler.enable()
     _die_with(parent_pid)
     channel = Channel(socket.socket(fileno=control))
     inputs = [Area(fd) for fd in areas[::2]]
     outputs = [Area(fd) for fd in areas[1::2]]
-    request = channel.receive()
-    if not request:
-        return 0
-    spec = messages.from_json(inputs[0].get(messages.size_of(request)), WorkerSpec)
+    spec = _read(request)
     try:
         engine, executor, facts = _load(spec, inputs, outputs)
     except Exception as error:  # noqa: BLE001 - the border of a worker's load: a model may raise anything
@@ -45,9 +46,16 @@ def main(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         channel.send(messages.failed(describe(error)))
         return 1
-    _answer(channel, executor, messages.sized(messages.READY, outputs[0].put(messages.to_json(facts))))
+    _answer(channel, executor, messages.ready(outputs[0].put(messages.to_json(facts))))
     engine.close()
     return 0
+
+
+def _read(descriptor: int) -> WorkerSpec:
+    area = Area(descriptor)
+    spec = messages.from_json(area.map[:].rstrip(b"\0"), WorkerSpec)
+    area.close()
+    return spec
 
 
 def _answer(channel: Channel, executor: Executor, ready: bytes) -> None:

@@ -45,41 +45,49 @@ class Executor:
 
     def run(self, message: bytes) -> bytes:
         """Answer one RUN message; whatever the engine raises becomes an ERROR message for this batch alone."""
-        start_ns = monotonic_ns()
         try:
-            batch = self._known.get(message) or self._understand(message)
-            if batch.bound is not None:
-                input_ns = monotonic_ns()
-                batch.bound()
-                infer_ns = monotonic_ns()
-                layout = batch.layout
-            else:
-                inputs = self._arrays(batch) if batch.strings else batch.inputs
-                input_ns = monotonic_ns()
-                outputs = self._engine.infer(inputs)
-                infer_ns = monotonic_ns()
-                layout = self._store(batch, outputs)
+            return self._run(message)
         except Exception as error:  # noqa: BLE001 - the border of a worker step: a model may raise anything
             return messages.error(message[1], describe(error))
-        head = messages.DONE_HEAD.pack(messages.DONE, batch.slot, start_ns, input_ns, infer_ns, monotonic_ns())
-        return head + layout
 
     def warm_up(self) -> None:
-        """Run every batch size on zeros, largest last, as often as the engine needs; raises what the engine raises.
+        """Run every batch size (1, 2, 4, ..., maximum) as often as the engine needs, as if the gateway had sent it.
 
-        Free dimensions are taken as 1, which a model may reject: that is no failure.
+        Raises what the engine raises. Free dimensions are taken as 1, which a model may reject: that is no failure.
         """
+        specs = self._config.inputs
         for rows in _batch_sizes(self._config.max_rows):
-            inputs = [_zeros(spec, self._shape(spec, rows)) for spec in self._config.inputs]
+            shapes = [self._shape(spec, rows) for spec in specs]
+            pieces = messages.place(
+                (_zeros_size(spec, shape), shape) for spec, shape in zip(specs, shapes, strict=True)
+            )
+            self._inputs[0].reserve(messages.end_of(pieces))  # new memory: zeros, which also encode empty strings
             for _ in range(self._engine.warmup_runs):
                 try:
-                    self.check(rows, self._engine.infer(inputs))
+                    self._run(messages.run(0, pieces))
                 except Exception:
-                    if all(dim >= 0 for spec in self._config.inputs for dim in spec.dims):
+                    if all(dim >= 0 for spec in specs for dim in spec.dims):
                         raise
                     return
 
-    def check(self, rows: int, outputs: Sequence[Array]) -> None:
+    def _run(self, message: bytes) -> bytes:
+        start_ns = monotonic_ns()
+        batch = self._known.get(message) or self._understand(message)
+        if batch.bound is not None:
+            input_ns = monotonic_ns()
+            batch.bound()
+            infer_ns = monotonic_ns()
+            layout = batch.layout
+        else:
+            inputs = self._arrays(batch) if batch.strings else batch.inputs
+            input_ns = monotonic_ns()
+            outputs = self._engine.infer(inputs)
+            infer_ns = monotonic_ns()
+            layout = self._store(batch, outputs)
+        head = messages.DONE_HEAD.pack(messages.DONE, batch.slot, start_ns, input_ns, infer_ns, monotonic_ns())
+        return head + layout
+
+    def _check(self, rows: int, outputs: Sequence[Array]) -> None:
         """InferenceFailed unless the outputs are what the config promises for `rows` rows."""
         for spec, array in zip(self._config.outputs, outputs, strict=True):
             dtype = NUMPY_DTYPES[spec.datatype]
@@ -135,7 +143,7 @@ class Executor:
         return inputs
 
     def _store(self, batch: _Batch, outputs: Sequence[Array]) -> bytes:
-        self.check(batch.rows, outputs)
+        self._check(batch.rows, outputs)
         area = self._outputs[batch.slot]
         strings = [
             to_wire(array) if spec.datatype == "BYTES" else None
@@ -168,10 +176,8 @@ def _batch_sizes(max_batch: int) -> list[int]:
     return sorted({1 << power for power in range(max_batch.bit_length())} | {max_batch})
 
 
-def _zeros(spec: TensorSpec, shape: Shape) -> Array:
-    if spec.datatype == "BYTES":
-        return np.full(shape, b"", np.object_)
-    return np.zeros(shape, NUMPY_DTYPES[spec.datatype])
+def _zeros_size(spec: TensorSpec, shape: Shape) -> int:
+    return 4 * math.prod(shape) if spec.datatype == "BYTES" else byte_size(spec.datatype, shape)
 
 
 def _over(area: Area, spec: TensorSpec, piece: Piece) -> Array:

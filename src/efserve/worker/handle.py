@@ -171,8 +171,9 @@ class Worker:
         self._inputs = [Area.create() for _ in range(self.spec.slots)]
         self._outputs = [Area.create() for _ in range(self.spec.slots)]
         pairs = zip(self._inputs, self._outputs, strict=True)
-        fds = [theirs.fileno(), *[area.fileno() for pair in pairs for area in pair]]
-        self._channel.send(messages.sized(messages.LOAD, self._inputs[0].put(messages.to_json(self.spec))))
+        request = Area.create()
+        request.put(messages.to_json(self.spec))
+        fds = [theirs.fileno(), request.fileno(), *[area.fileno() for pair in pairs for area in pair]]
         try:
             self._process = ChildProcess(
                 self._loop,
@@ -187,6 +188,7 @@ class Worker:
             raise LoadFailed(f"cannot start a worker process: {error}") from error
         finally:
             theirs.close()
+            request.close()
         self._loop.add_reader(self._channel.fileno(), self._receive)
         return self._process
 
@@ -221,7 +223,7 @@ class Worker:
     def _become_ready(self, message: bytes) -> None:
         if self.state is not WorkerState.STARTING:
             return
-        told = messages.from_json(self._outputs[0].get(messages.size_of(message)), WorkerFacts)
+        told = messages.from_json(self._outputs[0].get(messages.ready_bytes(message)), WorkerFacts)
         self.facts = replace(told, start_s=monotonic() - self._start_s)
         self._exchange = Exchange(told.config, self._inputs, self._outputs)
         self._move(WorkerState.READY)
