@@ -1,13 +1,17 @@
 """Inference requests of the v2 protocol over HTTP: from JSON head and binary tail to checked tensors.
 
 A request without JSON tensors is described by its head alone, and clients repeat their heads: what a head says is
-worked out once, as a `Template`, and looked up from then on by the head's bytes.
+worked out once, as a `Template`, and looked up from then on by the head's bytes. NVIDIA's C++ clients count up an `id`
+in front of an otherwise equal head, so an id there is looked past.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Protocol
+
+import msgspec
 
 from efserve.codec.v2_json import InputHead, OutputHead, RequestHead, parse_parameters, parse_request, wire_from_json
 from efserve.errors import InvalidRequest, Unsupported
@@ -17,6 +21,8 @@ from efserve.tensors import Shape, TensorSpec, byte_size, bytes_element_ends
 
 MAX_CACHED_TEXT_BYTES = 1024
 MAX_CACHED_TEMPLATES = 256
+
+_LEADING_ID = re.compile(rb'\{"id":"([\w.:+/=@-]{0,128})",')  # of characters that mean themselves in JSON
 
 
 class ModelView(Protocol):
@@ -45,14 +51,13 @@ class OutputPlan:
 
 @dataclass(slots=True, eq=False)
 class Template:
-    """All that a request's head says, checked against the model; `prefixes` is the frontend's cache of answer heads.
+    """All that a request's head says but its id, checked against the model; `answers` is a cache of the frontend's.
 
     `slices` are the places of the inputs in the binary tail, in the model's order; None for one given as JSON.
     """
 
     model_name: str
     model_version: str
-    id: str
     shapes: tuple[Shape, ...]
     rows: int
     shape_key: object
@@ -65,12 +70,14 @@ class Template:
     only_input: bool = False  # the whole tail is the one input
     only_output: int = -1  # index of the one output, when it is answered as binary
     has_tail: bool = False  # the answer has binary outputs
-    prefixes: dict[object, bytes] = field(default_factory=dict)
+    all_binary: bool = False  # the answer's head depends on nothing but shapes and sizes
+    answers: dict[object, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.only_input = len(self.slices) == 1 and self.slices[0] is not None and not self.strings
         self.has_tail = any(plan.binary for plan in self.outputs)
-        if len(self.outputs) == 1 and self.has_tail and not self.outputs[0].classes:
+        self.all_binary = all(plan.binary and not plan.classes for plan in self.outputs)
+        if len(self.outputs) == 1 and self.all_binary:
             self.only_output = self.outputs[0].index
 
     def split(self, tail: memoryview) -> tuple[Buffer, ...]:
@@ -91,8 +98,13 @@ class Template:
             bytes_element_ends(tail[start:stop], count, what)
 
 
-def decode(model: ModelView, body: memoryview, header_length: int | None) -> tuple[Template, tuple[Buffer, ...]]:
-    """Template and tensors, in the order of the model's inputs, of one request body.
+# Template, tensors in the order of the model's inputs, and id as the inside of a JSON string. A plain tuple, because one
+# is made for each request.
+Decoded = tuple[Template, tuple[Buffer, ...], bytes]
+
+
+def decode(model: ModelView, body: memoryview, header_length: int | None) -> Decoded:
+    """Decode one request body.
 
     `header_length` is Inference-Header-Content-Length: None when absent (all JSON), 0 for a raw request. Raises
     InvalidRequest or Unsupported.
@@ -100,9 +112,9 @@ def decode(model: ModelView, body: memoryview, header_length: int | None) -> tup
     if not header_length:
         return _decode_whole(model, body) if header_length is None else _decode_raw(model.config, model, body)
     text = bytes(body[:header_length])
-    template: Template | None = model.templates.get(text)
-    if template is not None:
-        return template, template.split(body[header_length:])
+    known: tuple[Template, bytes] | None = model.templates.get(text)
+    if known is not None:
+        return known[0], known[0].split(body[header_length:]), known[1]
     if header_length > len(body):
         raise InvalidRequest(
             f"Inference-Header-Content-Length is {header_length}, but the request body has only {len(body)} bytes"
@@ -110,26 +122,34 @@ def decode(model: ModelView, body: memoryview, header_length: int | None) -> tup
     return _decode_parts(model, text, body[header_length:])
 
 
-def _decode_whole(model: ModelView, body: memoryview) -> tuple[Template, tuple[Buffer, ...]]:
-    return _decode_parts(model, body, body[len(body) :])
+def _decode_whole(model: ModelView, body: memoryview) -> Decoded:
+    return _decode_new(model, body, body[len(body) :])
 
 
-def _decode_parts(model: ModelView, text: Buffer, tail: memoryview) -> tuple[Template, tuple[Buffer, ...]]:
+def _decode_parts(model: ModelView, text: bytes, tail: memoryview) -> Decoded:
+    leading = _LEADING_ID.match(text)
+    key = text if leading is None else text[leading.end() :]
+    if leading is not None:
+        known: tuple[Template, bytes] | None = model.templates.get(key)
+        if known is not None:
+            return known[0], known[0].split(tail), leading[1]
+        if b'"id"' in key:  # it may be another, which counts instead of the first
+            leading, key = None, text
+    decoded = _decode_new(model, text, tail)
+    template, _, id_json = decoded
+    if None not in template.slices and len(key) <= MAX_CACHED_TEXT_BYTES:
+        if len(model.templates) >= MAX_CACHED_TEMPLATES:
+            model.templates.clear()
+        model.templates[key] = (template, id_json if leading is None else b"")
+    return decoded
+
+
+def _decode_new(model: ModelView, text: Buffer, tail: memoryview) -> Decoded:
     head = parse_request(text)
     template = build_template(model, head)
-    if None not in template.slices:
-        tensors = template.split(tail)
-        if len(text) <= MAX_CACHED_TEXT_BYTES:
-            remember(model.templates, bytes(text), template)
-        return template, tensors
-    return template, _mixed_tensors(model.config, head, template, tail)
-
-
-def remember(templates: dict[bytes, Any], key: bytes, template: Template) -> None:
-    """Put a template into a model's bounded cache."""
-    if len(templates) >= MAX_CACHED_TEMPLATES:
-        templates.clear()
-    templates[key] = template
+    whole_tail = None not in template.slices
+    tensors = template.split(tail) if whole_tail else _mixed_tensors(model.config, head, template, tail)
+    return template, tensors, msgspec.json.encode(str(head.id))[1:-1]
 
 
 def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, tail: memoryview) -> tuple[Buffer, ...]:
@@ -148,7 +168,7 @@ def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, t
     return tuple(tensors)
 
 
-def _decode_raw(config: ModelConfig, model: ModelView, body: memoryview) -> tuple[Template, tuple[Buffer, ...]]:
+def _decode_raw(config: ModelConfig, model: ModelView, body: memoryview) -> Decoded:
     """A raw request: the body is the model's one input, whose shape follows from its size."""
     if len(config.inputs) != 1:
         raise InvalidRequest(
@@ -164,9 +184,9 @@ def _decode_raw(config: ModelConfig, model: ModelView, body: memoryview) -> tupl
     outputs = _plan_outputs(config, model.labels, [], default_binary=True)
     place, key = (0, len(body)), _shape_key(config, (shape,))
     template = Template(
-        config.name, model.version, "", (shape,), rows, key, 0, (place,), len(body), (), outputs, config.batches
+        config.name, model.version, (shape,), rows, key, 0, (place,), len(body), (), outputs, config.batches
     )
-    return template, template.split(body)
+    return template, template.split(body), b""
 
 
 def _raw_shape(config: ModelConfig, spec: TensorSpec, size_bytes: int) -> Shape:
@@ -219,7 +239,6 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
     return Template(
         model_name=config.name,
         model_version=model.version,
-        id=str(head.id),
         shapes=shapes,
         rows=rows,
         shape_key=_shape_key(config, shapes),

@@ -17,7 +17,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def render(template: Template, outputs: Outputs) -> tuple[bytes, list[Buffer]]:
-    """JSON head and binary tail of the answer; `outputs` are in the order of the model's outputs."""
+    """JSON head, without an id, and binary tail of the answer; `outputs` are in the order of the model's outputs."""
     entries: list[dict[str, Any]] = []
     tail: list[Buffer] = []
     for plan in template.outputs:
@@ -25,9 +25,13 @@ def render(template: Template, outputs: Outputs) -> tuple[bytes, list[Buffer]]:
         entries.append(entry)
         if data is not None:
             tail.append(data)
-    head: dict[str, Any] = {"id": template.id} if template.id else {}
-    head |= {"model_name": template.model_name, "model_version": template.model_version, "outputs": entries}
+    head = {"model_name": template.model_name, "model_version": template.model_version, "outputs": entries}
     return _encode(head), tail
+
+
+def with_id(text: bytes, id_json: bytes) -> bytes:
+    """A rendered JSON head with the request's id, given as the inside of a JSON string; none when it is empty."""
+    return b'{"id":"%b",%b' % (id_json, text[1:]) if id_json else text
 
 
 def _output(plan: OutputPlan, output: OutputTensor, *, batches: bool) -> tuple[dict[str, Any], Buffer | None]:

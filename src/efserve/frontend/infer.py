@@ -3,21 +3,22 @@
 import logging
 import time
 from functools import partial
+from typing import NamedTuple
 
 from efserve.codec.compression import choose_encoding, deflate, inflate
 from efserve.codec.v2_infer import Template, decode
-from efserve.codec.v2_response import render
+from efserve.codec.v2_response import render, with_id
 from efserve.errors import EfserveError
 from efserve.frontend.connection import Exchange
 from efserve.frontend.heads import Head
 from efserve.frontend.responses import BINARY_TYPE, INTERNAL_ERROR, JSON_TYPE, Answer, answer_head, error_answer
 from efserve.frontend.service import Service
-from efserve.inference import InferRequest, Outcome, Outputs
+from efserve.inference import Buffer, InferRequest, Outcome, Outputs
 
 logger = logging.getLogger(__name__)
 
 JOINED_BYTES = 64 * 1024  # outputs up to here are joined with their head into one buffer
-MAX_CACHED_PREFIXES = 64
+MAX_CACHED_ANSWERS = 64
 
 
 class InferHandler:
@@ -39,13 +40,13 @@ class InferHandler:
         model = self._service.model(self._name, self._version)
         if self._encoding:
             body = inflate(body, self._encoding, self._max_bytes)
-        template, tensors = decode(model, body, self._header_length)
+        template, tensors, id_json = decode(model, body, self._header_length)
         request = InferRequest(
             tensors,
             template.shapes,
             template.rows,
             template.shape_key,
-            partial(_finish, exchange, template, self._accept),
+            partial(_finish, exchange, template, id_json, self._accept),
             template.timeout_us,
             arrival_ns,
         )
@@ -53,14 +54,22 @@ class InferHandler:
         model.submit(request)
 
 
-def _finish(exchange: Exchange, template: Template, accept: str, outcome: Outcome) -> None:
+class CachedAnswer(NamedTuple):
+    """The answers of one template with outputs of certain shapes and sizes, but for their tensors and ids."""
+
+    prefix: bytes  # HTTP head and JSON head
+    text: bytes  # JSON head
+    tail_bytes: int
+
+
+def _finish(exchange: Exchange, template: Template, id_json: bytes, accept: str, outcome: Outcome) -> None:
     try:
         if isinstance(outcome, EfserveError):
             answer: Answer = error_answer(outcome)
         elif accept:
-            answer = _compressed(template, outcome, accept)
+            answer = _compressed(template, id_json, outcome, accept)
         else:
-            answer = _answer(template, outcome)
+            answer = _answer(template, id_json, outcome)
     except EfserveError as exc:
         answer = error_answer(exc)
     except Exception:  # the border of one request
@@ -69,32 +78,49 @@ def _finish(exchange: Exchange, template: Template, accept: str, outcome: Outcom
     exchange.connection.answer(exchange, answer)
 
 
-def _answer(template: Template, outputs: Outputs) -> Answer:
+def _answer(template: Template, id_json: bytes, outputs: Outputs) -> Answer:
     only = template.only_output
-    if only >= 0:
-        output = outputs[only]
-        prefix = template.prefixes.get((output.shape, len(output.data)))
-        if prefix is not None:
-            data = output.data
-            return prefix + data if len(data) <= JOINED_BYTES else [prefix, data]
-    return _first_answer(template, outputs)
+    if only >= 0 and not id_json:
+        shape, data = outputs[only].shape, outputs[only].data
+        known: CachedAnswer | None = template.answers.get((shape, len(data)))
+        if known is not None:
+            return known.prefix + data if len(data) <= JOINED_BYTES else [known.prefix, data]
+    if not template.all_binary:
+        text, tail = render(template, outputs)
+        text = with_id(text, id_json)
+        tail_bytes = sum(map(len, tail))
+        return _joined(_head(len(text), tail_bytes, binary=template.has_tail) + text, tail, tail_bytes)
+    known, tail = _cached(template, outputs)
+    prefix = known.prefix
+    if id_json:
+        text = with_id(known.text, id_json)
+        prefix = _head(len(text), known.tail_bytes, binary=True) + text
+    return _joined(prefix, tail, known.tail_bytes)
 
 
-def _first_answer(template: Template, outputs: Outputs) -> Answer:
+def _cached(template: Template, outputs: Outputs) -> tuple[CachedAnswer, list[Buffer]]:
+    """What all answers with outputs of these shapes and sizes have in common, and this one's tail."""
+    tail: list[Buffer] = [outputs[plan.index].data for plan in template.outputs]
+    keys = tuple([(outputs[plan.index].shape, len(outputs[plan.index].data)) for plan in template.outputs])
+    key: object = keys if template.only_output < 0 else keys[0]
+    known: CachedAnswer | None = template.answers.get(key)
+    if known is None:
+        text, tail = render(template, outputs)
+        tail_bytes = sum(map(len, tail))
+        known = CachedAnswer(_head(len(text), tail_bytes, binary=True) + text, text, tail_bytes)
+        if len(template.answers) >= MAX_CACHED_ANSWERS:
+            template.answers.clear()
+        template.answers[key] = known
+    return known, tail
+
+
+def _joined(prefix: bytes, tail: list[Buffer], tail_bytes: int) -> Answer:
+    return b"".join([prefix, *tail]) if tail_bytes <= JOINED_BYTES else [prefix, *tail]
+
+
+def _compressed(template: Template, id_json: bytes, outputs: Outputs, encoding: str) -> Answer:
     text, tail = render(template, outputs)
-    prefix = _head(len(text), sum(map(len, tail)), binary=template.has_tail) + text
-    if template.only_output >= 0:
-        output = outputs[template.only_output]
-        if len(template.prefixes) >= MAX_CACHED_PREFIXES:
-            template.prefixes.clear()
-        template.prefixes[output.shape, len(output.data)] = prefix
-    if sum(map(len, tail)) <= JOINED_BYTES:
-        return b"".join([prefix, *tail])
-    return [prefix, *tail]
-
-
-def _compressed(template: Template, outputs: Outputs, encoding: str) -> Answer:
-    text, tail = render(template, outputs)
+    text = with_id(text, id_json)
     body = deflate([text, *tail], encoding)
     extra = b"Content-Encoding: %b\r\n" % encoding.encode()
     if template.has_tail:
