@@ -59,27 +59,22 @@ def imports_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
     """Modules below `efserve` that are imported anywhere in the code, functions included, and in which line."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.startswith("efserve."):
-                    yield known_module(alias.name.removeprefix("efserve.")), node.lineno
-                elif alias.name == "efserve":
-                    yield "__init__", node.lineno
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: relative imports are not used here"
-            if node.module == "efserve":
-                for alias in node.names:
-                    yield (alias.name if alias.name in MODULES else "__init__"), node.lineno
-            elif node.module and node.module.startswith("efserve."):
-                base = node.module.removeprefix("efserve.")
-                for alias in node.names:
-                    yield known_module(f"{base}.{alias.name}"), node.lineno
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.partition(".")[0] == "efserve":
+                yield known_module(name.removeprefix("efserve").removeprefix(".")), node.lineno
 
 
 def known_module(name: str) -> str:
-    """The longest beginning of a dotted name that is a module: the rest are names in it."""
+    """The longest beginning of a dotted name below `efserve` that is a module: the rest are names in it."""
     while name and name not in MODULES:
         name = name.rpartition(".")[0]
-    return name
+    return name or "__init__"
 
 
 IMPORTS = {name: list(imports_of(ast.parse(path.read_text(encoding="utf-8")))) for name, path in MODULES.items()}

@@ -1,0 +1,124 @@
+"""The command line: quick to start, each option with its field, errors as a sentence and an exit code."""
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from efserve.cli import COMMANDS, main
+
+# Command -> the dataclass that its options become.
+CONFIGS = {
+    "convert": "efserve.converter.job:ConvertJob",
+    "infer": "efserve.predictor.predict:InferJob",
+    "serve": "efserve.server.options:ServeConfig",
+    "bench": "efserve.loadtest.config:BenchConfig",
+    "profile": "efserve.profiler.options:ProfileConfig",
+}
+# Options about how a command tells its result; the program below it does not know them.
+PRINTING = {
+    "convert": {"as_json"},
+    "infer": {"as_json"},
+    "serve": {"verbose"},
+    "bench": {"json_file", "csv_file"},
+    "profile": set(),
+}
+ENGINES = {"torch", "onnxruntime", "onnx", "tensorrt"}
+HEAVY = ENGINES | {"numpy", "rich", "google", "tritonclient", "matplotlib", "uvicorn", "asyncio", "msgspec"}
+
+
+def command_named(name: str) -> click.Command:
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    return command
+
+
+def modules_after(*arguments: str) -> set[str]:
+    """Top-level modules that a process has loaded when `efserve` has run with these arguments."""
+    script = (
+        "import json, sys\n"
+        "from efserve.cli import main\n"
+        f"try: main({list(arguments)!r})\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_help_loads_nothing_heavy() -> None:
+    assert not modules_after("--help") & HEAVY
+
+
+def test_version_is_printed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "efserve", "--version"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.startswith("efserve, version 0.")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_loads_no_engine(name: str) -> None:
+    assert not modules_after(name, "--help") & ENGINES
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_tells_every_option(name: str) -> None:
+    command = command_named(name)
+    untold = [option.name for option in command.params if isinstance(option, click.Option) and not option.help]
+    assert not untold
+    assert command.help
+    printed = CliRunner().invoke(main, [name, "--help"])
+    assert printed.exit_code == 0
+    assert max(map(len, printed.output.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_its_field(name: str) -> None:
+    module, _, config = CONFIGS[name].partition(":")
+    fields = {field.name for field in dataclasses.fields(getattr(importlib.import_module(module), config))}
+    options = {option.name for option in command_named(name).params}
+    assert options - PRINTING[name] == fields
+
+
+def test_every_command_is_checked_here() -> None:
+    assert set(COMMANDS) == set(CONFIGS) == set(PRINTING)
+    files = {path.stem for path in (Path(main.callback.__code__.co_filename).parent / "commands").glob("[a-z]*.py")}  # type: ignore[union-attr]  # click's own
+    assert set(COMMANDS) == files
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["--nonsense"],
+        ["profile", "--nonsense"],
+        ["profile", "--batches", "0"],
+        ["profile", "--shape", "x"],
+        ["profile", "--resume", "--force"],
+        ["profile", "--model-repository", "no-such-folder"],
+        ["profile", "--cores", "100000"],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert line.removeprefix("Error: ")
+    assert "Traceback" not in result.output
+
+
+def test_plot_without_matplotlib_is_told_before_measuring(tmp_path: Path) -> None:
+    """In a process where the import of matplotlib is barred, as `sys.modules` documents it."""
+    script = "import sys; sys.modules['matplotlib'] = None; from efserve.cli import main; main(['profile', '--plot'])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr == "Error: --plot needs matplotlib: pip install 'efserve[plot]'\n"
