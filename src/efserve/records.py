@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -154,18 +155,18 @@ class Target:
     binary: bool  # tensors travelled in binary, else as JSON numbers
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class BenchResult:
     """A whole benchmark: the content of a result file."""
 
+    schema_version: int = SCHEMA_VERSION
     efserve_version: str
     started_at: str  # ISO 8601, UTC
     machine: Machine
-    config: dict[str, object]  # the options, as given or by default
+    config: dict[str, Any]  # the options, as given or by default
     target: Target
     levels: tuple[LevelResult, ...]
     interrupted: bool
-    schema_version: int = SCHEMA_VERSION
 
 
 def encode_result(result: BenchResult) -> bytes:
@@ -224,7 +225,8 @@ def _encode_array(value: object) -> object:
 
 
 def _decode_array(kind: type, value: object) -> object:
-    assert isinstance(value, str), f"{kind} is kept as text"
+    if not isinstance(value, str):
+        raise ValueError(f"{kind.__name__} is kept as text, got {value!r}")
     return unpack(value)
 
 

@@ -30,6 +30,7 @@ class AnswerParser:
         self.status = 0
         self.body_bytes = 0
         self.complete = False
+        self.keep_alive = False  # the connection may carry another request after this answer
         self._keep_bytes = keep_bytes
         self._kept: list[bytes] = []
         self._kept_bytes = 0
@@ -64,11 +65,6 @@ class AnswerParser:
         return self._headers.get(b"content-type", b"").partition(b";")[0].strip().decode("latin-1").lower()
 
     @property
-    def keep_alive(self) -> bool:
-        """True when the connection may carry another request after this answer."""
-        return not self._until_close and bool(self._parser.should_keep_alive())
-
-    @property
     def json_bytes(self) -> int:
         """Length of the JSON head in a body with binary tensors; -1 when the whole body is JSON. Raises BadAnswer."""
         value = self._headers.get(b"inference-header-content-length", b"-1")
@@ -101,6 +97,7 @@ class AnswerParser:
         self.status = self._parser.get_status_code()
         framed = b"content-length" in self._headers or b"transfer-encoding" in self._headers
         self._until_close = not framed and self.status >= 200 and self.status not in _NO_BODY
+        self.keep_alive = bool(self._parser.should_keep_alive())  # the parser forgets it at the end of the message
 
     def on_body(self, data: bytes) -> None:
         self.body_bytes += len(data)
