@@ -179,7 +179,7 @@ class Worker:
                 self._loop,
                 ["efserve.worker", str(os.getpid()), *map(str, fds)],
                 fds=fds,
-                environment=cpu.environment(self.spec.partition),
+                environment=cpu.environment(self.spec.partition, spin=self.spec.spin),
                 on_exit=self._exited,
             )
         except OSError as error:
