@@ -181,6 +181,7 @@ def test_row_of_a_point() -> None:
         roundtrips_ms=(2.0, 3.0, 4.0, 5.0),
         batches_per_s=250.0,
         cpu_s_per_s=0.9,
+        others_cpu_s_per_s=0.6,
         peak_memory_bytes=80_000_000,
     )
     row = row_of(point, WorkerFacts(CONFIG, 1, 0.25, 0.0, 0.5, "onnxruntime 1"), batch=8, cores=1, total_cores=3)
@@ -198,6 +199,7 @@ def test_row_of_a_point() -> None:
         roundtrip_ms=3.5,
         throughput_per_s=2000.0,
         utilization_pct=90.0,
+        others_pct=20.0,
         peak_memory_mb=80.0,
         load_s=0.25,
         ready_s=0.5,
@@ -227,6 +229,7 @@ def rows_of_a_grid() -> list[ProfileRow]:
             p99_ms=batch * 1.5 / cores,
             throughput_per_s=1000.0 * cores + batch,
             ci_pct=9.0 if batch == 2 else 0.5,
+            others_pct=40.0 if batch == 4 else 0.0,
         )
         for cores in (1, 2)
         for batch in (1, 2, 4)
@@ -244,10 +247,10 @@ def test_table_fits_a_terminal_and_marks_the_best() -> None:
     assert marked == [
         ["50%", "1"],
         ["50%", "2", "~"],
-        ["50%", "4"],
+        ["50%", "4", "!"],
         ["100%", "1"],
         ["100%", "2", "<~"],
-        ["100%", "4", "*"],
+        ["100%", "4", "*!"],
     ]
 
 
@@ -258,6 +261,7 @@ def test_best_rows_in_words() -> None:
     words = best_lines(rows_of_a_grid(), 2.0)
     assert words[1] == "< With p99 within 2 ms: batch 2 on a share of 100%, 2,002 inf/s, p99 1.500 ms."
     assert words[2].startswith("~ Unsteady")
+    assert words[3] == "! Other processes used more than 10% of the machine meanwhile."
     assert best_lines(rows_of_a_grid(), 0.1)[1].startswith("No batch has its p99 within 0.1 ms; the fastest is batch 1")
 
 

@@ -50,6 +50,7 @@ ROW = ProfileRow(
     roundtrip_ms=1.4,
     throughput_per_s=3200.0,
     utilization_pct=97.5,
+    others_pct=1.5,
     peak_memory_mb=80.1,
     load_s=0.05,
     ready_s=0.31,
@@ -126,7 +127,7 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx.csv"
     lines = write(path, [ROW, ROW]).splitlines(keepends=True)
     path.write_bytes(lines[0] + b"50.0,1,x\n" + lines[2])
-    with pytest.raises(ConfigError, match=r"m\.onnx\.csv, line 2: '50\.0,1,x' is not a row of 16 numbers"):
+    with pytest.raises(ConfigError, match=r"m\.onnx\.csv, line 2: '50\.0,1,x' is not a row of 17 numbers"):
         profiles.read_profile(path)
 
 

@@ -20,6 +20,7 @@ from efserve.errors import ConfigError, MeasurementFailed, UsageError
 
 SCHEMA = 1
 STEADY_CI_PCT = 2.0  # the median is known well enough
+QUIET_OTHERS_PCT = 10.0  # what others may use of the machine while it counts as quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class ProfileRow:
     roundtrip_ms: float
     throughput_per_s: float
     utilization_pct: float
+    others_pct: float
     peak_memory_mb: float
     load_s: float
     ready_s: float
@@ -56,6 +58,11 @@ class ProfileRow:
     def is_steady(self) -> bool:
         """True when the median is known within STEADY_CI_PCT."""
         return self.ci_pct <= STEADY_CI_PCT
+
+    @property
+    def is_quiet(self) -> bool:
+        """True when other processes left the machine alone while the row was measured."""
+        return self.others_pct <= QUIET_OTHERS_PCT
 
 
 COLUMNS = tuple(field.name for field in fields(ProfileRow))

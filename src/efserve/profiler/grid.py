@@ -170,7 +170,7 @@ class _Run:
     async def _measure_row(self, worker: Worker, facts: WorkerFacts, feeder: Feeder, batch: int) -> ProfileRow:
         request = sampling.random_request(facts.config, batch, self._config.shape)
         limits = Limits(self._config.min_repetitions, self._config.min_time_s)
-        point = await sampling.measure(feeder, worker, request, limits)
+        point = await sampling.measure(feeder, worker, request, limits, self._cores)
         return row_of(point, facts, batch, len(worker.spec.partition.cores), len(self._cores))
 
     def _profile_facts(self, target: Target, worker: WorkerFacts) -> ProfileFacts:
@@ -261,6 +261,7 @@ def row_of(point: Point, worker: WorkerFacts, batch: int, cores: int, total_core
         roundtrip_ms=round(statistics.fmean(point.roundtrips_ms), 4),
         throughput_per_s=round(batch * point.batches_per_s, 2),
         utilization_pct=round(100 * point.cpu_s_per_s / cores, 1),
+        others_pct=round(100 * point.others_cpu_s_per_s / total_cores, 1),
         peak_memory_mb=round(point.peak_memory_bytes / MB, 1),
         load_s=round(worker.load_s, 3),
         ready_s=round(worker.start_s, 3),

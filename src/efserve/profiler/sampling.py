@@ -6,6 +6,7 @@ throughput and utilisation with one running and one waiting, so that the worker 
 
 import asyncio
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class Point:
     roundtrips_ms: tuple[float, ...]
     batches_per_s: float  # with the worker never idle
     cpu_s_per_s: float  # processor time of the worker per second meanwhile
+    others_cpu_s_per_s: float  # of all processes but the worker and this one, on the cores that efserve may use
     peak_memory_bytes: int
 
 
@@ -135,25 +137,43 @@ class Feeder:
             self._over.set_result(None)
 
 
-async def measure(feeder: Feeder, worker: Worker, request: InferRequest, limits: Limits) -> Point:
+async def measure(
+    feeder: Feeder, worker: Worker, request: InferRequest, limits: Limits, machine_cores: Sequence[int]
+) -> Point:
     """Warm the worker up for this request, then measure latency, then throughput; errors as `Feeder.feed`."""
     await _warm_up(feeder, worker, request)
+    began = _CpuTimes.now(worker.pid, machine_cores)
     batches: list[Batch] = []
-    began_s = time.monotonic()
-    while not limits.is_enough([batch.span_ms for batch in batches], time.monotonic() - began_s):
+    while not limits.is_enough([batch.span_ms for batch in batches], time.monotonic() - began.at_s):
         missing = max(1, limits.min_repetitions - len(batches))
         batches += await feeder.feed(worker, request, 1, missing, limits.min_time_s / 2)
-    process = psutil.Process(worker.pid)
-    cpu_before_s, before_s = _cpu_s(process), time.monotonic()
+    saturated_from = _CpuTimes.now(worker.pid, machine_cores)
     saturated = await feeder.feed(worker, request, 2, limits.min_repetitions // 2 + 2, limits.min_time_s / 2)
-    cpu_s_per_s = (_cpu_s(process) - cpu_before_s) / (time.monotonic() - before_s)
+    ended = _CpuTimes.now(worker.pid, machine_cores)
     return Point(
         spans_ms=tuple(batch.span_ms for batch in batches),
         roundtrips_ms=tuple(batch.roundtrip_ms for batch in batches),
         batches_per_s=(len(saturated) - 1) * NS_PER_S / (saturated[-1].output_ns - saturated[0].output_ns),
-        cpu_s_per_s=cpu_s_per_s,
+        cpu_s_per_s=(ended.worker_s - saturated_from.worker_s) / (ended.at_s - saturated_from.at_s),
+        others_cpu_s_per_s=max(0.0, ended.others_s - began.others_s) / (ended.at_s - began.at_s),
         peak_memory_bytes=peak_memory_bytes(worker.pid),
     )
+
+
+class _CpuTimes(NamedTuple):
+    """Processor time used up to a moment."""
+
+    at_s: float  # monotonic
+    worker_s: float
+    others_s: float  # on the cores of the machine that efserve may use, by all but the worker and this process
+
+    @classmethod
+    def now(cls, worker_pid: int, machine_cores: Sequence[int]) -> "_CpuTimes":
+        worker, own = psutil.Process(worker_pid).cpu_times(), os.times()
+        worker_s = worker.user + worker.system
+        cores = [times for core, times in enumerate(psutil.cpu_times(percpu=True)) if core in machine_cores]
+        busy_s = sum(t.user + t.nice + t.system + t.irq + t.softirq + t.steal for t in cores)
+        return cls(time.monotonic(), worker_s, busy_s - worker_s - own.user - own.system)
 
 
 async def _warm_up(feeder: Feeder, worker: Worker, request: InferRequest) -> None:
@@ -179,11 +199,6 @@ def median_ci_pct(values: Sequence[float]) -> float:
     high = min(count - 1, int(np.ceil(count / 2 + reach)))
     median = float(np.median(ordered))
     return 100 * float(ordered[high] - ordered[low]) / 2 / median if median > 0 else 0.0
-
-
-def _cpu_s(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 def peak_memory_bytes(pid: int) -> int:

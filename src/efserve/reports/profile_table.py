@@ -5,7 +5,14 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from efserve.profiles import STEADY_CI_PCT, ProfileFacts, ProfileRow, best_by_throughput, best_under_slo
+from efserve.profiles import (
+    QUIET_OTHERS_PCT,
+    STEADY_CI_PCT,
+    ProfileFacts,
+    ProfileRow,
+    best_by_throughput,
+    best_under_slo,
+)
 
 
 def profile_table(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float | None) -> Table:
@@ -18,7 +25,7 @@ def profile_table(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float
     best, under_slo = best_by_throughput(rows), None if slo_ms is None else best_under_slo(rows, slo_ms)
     for at, row in enumerate(rows):
         marks = [mark for mark, marked in (("*", best), ("<", under_slo)) if marked is row]
-        marks += [] if row.is_steady else ["~"]
+        marks += ([] if row.is_steady else ["~"]) + ([] if row.is_quiet else ["!"])
         is_last_of_share = at + 1 < len(rows) and rows[at + 1].cores != row.cores
         table.add_row(
             f"{row.share_pct:g}%",
@@ -46,9 +53,9 @@ def best_lines(rows: Sequence[ProfileRow], slo_ms: float | None) -> list[str]:
             else f"No batch has its p99 within {slo_ms:g} ms; the fastest is {_point(min(rows, key=_p99_ms))}."
         )
     if not all(row.is_steady for row in rows):
-        lines.append(
-            f"~ Unsteady: the median is known less well than within {STEADY_CI_PCT:g} %; was the machine busy?"
-        )
+        lines.append(f"~ Unsteady: the median is known less well than within {STEADY_CI_PCT:g}%.")
+    if not all(row.is_quiet for row in rows):
+        lines.append(f"! Other processes used more than {QUIET_OTHERS_PCT:g}% of the machine meanwhile.")
     return lines
 
 
