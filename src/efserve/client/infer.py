@@ -104,13 +104,15 @@ def _output_array(output: OutputMessage, data: memoryview | None) -> Array:
             return to_array(data, output.datatype, shape, what)
         except EfserveError as exc:
             raise RemoteError(str(exc)) from exc
+    if output.data is None:
+        raise RemoteError(f"{what} has neither 'data' nor 'binary_data_size'")
     try:
         array = np.array(output.data, NUMPY_DTYPES[output.datatype])
-        if array.size != math.prod(shape):
-            raise RemoteError(f"{what}: {array.size} values for shape {list(shape)}")
-        return array.reshape(shape)
     except (TypeError, ValueError) as exc:
-        raise RemoteError(f"{what}: its data are not {output.datatype} of shape {list(shape)}: {exc}") from exc
+        raise RemoteError(f"{what}: its data are not {output.datatype}: {exc}") from exc
+    if array.size != math.prod(shape):
+        raise RemoteError(f"{what}: {array.size} values for shape {list(shape)}")
+    return array.reshape(shape)
 
 
 def _check_output(spec: TensorSpec, array: Array, model: str) -> None:

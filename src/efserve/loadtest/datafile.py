@@ -51,7 +51,10 @@ def _stack(rows: list[Array], start: int, batch: int, spec: TensorSpec) -> Array
 
 
 def _npz_rows(path: Path, model: ModelInfo) -> Rows:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as stream:
+        file = np.load(stream, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it is a single array; save it by the name of its input with numpy.savez")
         arrays: dict[str, Array] = {name: file[name] for name in file.files}
     rows = {}
     for spec in model.inputs:
