@@ -30,10 +30,11 @@ def plot_profile(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     latency, throughput = figure.subplots(1, 2)
     shares = [(cores, list(group)) for cores, group in groupby(rows, key=lambda row: row.cores)]
+    few = len(shares) <= MOST_LEGEND_LINES  # else p99 lines would only blur the picture
     every = -(-len(shares) // MOST_LEGEND_LINES)
     for at, (cores, of_share) in enumerate(shares):
         color = colormaps["viridis"](0.85 * at / max(1, len(shares) - 1))
@@ -41,20 +42,21 @@ def plot_profile(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float 
         name = f"{of_share[0].share_pct:g} % ({cores} {'core' if cores == 1 else 'cores'})"
         label = name if at % every == 0 or at == len(shares) - 1 else "_nolegend_"
         latency.plot(batches, [row.p50_ms for row in of_share], "o-", color=color, markersize=4, label=label)
-        latency.plot(batches, [row.p99_ms for row in of_share], "--", color=color, linewidth=1)
+        if few:
+            latency.plot(batches, [row.p99_ms for row in of_share], "--", color=color, linewidth=1)
         throughput.plot(
             batches, [row.throughput_per_s for row in of_share], "o-", color=color, markersize=4, label=label
         )
     latency.set_yscale("log")
     latency.set_ylabel("latency of a batch (ms)")
-    latency.set_title("p50 solid, p99 dashed", fontsize=10, color="0.35")
+    latency.set_title("p50 solid, p99 dashed" if few else "p50", fontsize=10, color="0.35")
     throughput.set_ylim(bottom=0)
     throughput.set_ylabel("throughput (inferences/s)")
     if slo_ms is not None:
         latency.axhline(slo_ms, color="firebrick", linewidth=1, linestyle=":", label=f"SLO {slo_ms:g} ms")
     for axes in (latency, throughput):
         _dress(axes, sorted({row.batch for row in rows}))
-    latency.legend(title="share of the machine", frameon=False, fontsize=9)
+    figure.legend(*latency.get_legend_handles_labels(), loc="outside right upper", title="share", frameon=False)
     figure.suptitle(
         f"{facts.model} {facts.version}, {facts.engine_version}, {facts.cpu_model}, {facts.total_cores} cores"
     )
