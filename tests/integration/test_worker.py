@@ -505,6 +505,68 @@ def test_a_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
     assert (mapped_areas(), open_areas(), children()) == (0, 0, set())
 
 
+def script_spec(repository: Path, model: str) -> WorkerSpec:
+    pytest.importorskip("torch")
+    import torchscript_models
+
+    folder = torchscript_models.save(repository, getattr(torchscript_models, model)())
+    outputs = (TensorSpec("first", "FP32", (4,)), TensorSpec("second", "FP32", (4,)))
+    config = ModelConfig("script", "torchscript", 8, ROW, outputs)
+    return WorkerSpec(config, "1", folder, "torchscript", Partition(), 8)
+
+
+@pytest.mark.parametrize("model", ["InTuple", "InList", "InDict"])
+def test_torchscript(tmp_path: Path, model: str) -> None:
+    async def body(desk: Desk) -> None:
+        for count in (1, 3, 8, 1):
+            array = rows(count, start=count)
+            outputs = await desk.infer(array)
+            np.testing.assert_array_equal(values(outputs, 0), array + 1)
+            np.testing.assert_array_equal(values(outputs, 1), array * 2)
+        assert desk.worker.facts is not None
+        assert desk.worker.facts.engine_version.startswith("torch ")
+        assert desk.worker.stderr_tail == ""
+
+    run(script_spec(tmp_path, model), body)
+
+
+def test_a_torchscript_model_that_fails(tmp_path: Path) -> None:
+    spec = script_spec(tmp_path, "InPlace")
+
+    async def body(desk: Desk) -> None:
+        (outcome,) = await desk.ask(request(rows(1)))
+        assert str(outcome).startswith("output 'second' is missing; the model returned 1 tensors")
+
+    run(replace(spec, warmup=False), body)
+    text = fails_to_start(spec)
+    assert text.startswith("output 'second' is missing")
+    strings = replace(spec.config, inputs=(TensorSpec("input", "BYTES", (4,)),))
+    assert "no string tensors" in fails_to_start(replace(spec, config=strings))
+
+
+def test_forty_lives_leave_nothing() -> None:
+    """Eight at a time; half of them stop, half are killed."""
+
+    async def life(number: int) -> None:
+        desk = Desk(zoo_spec("slow", delay_ms="0"))
+        await desk.worker.start(DEADLINE_S)
+        await desk.infer(rows(1, start=number))
+        if number % 2:
+            desk.worker.kill()
+            await desk.dead.wait()
+        await desk.worker.stop(DEADLINE_S)
+
+    async def whole() -> None:
+        await life(0)
+        before = open_descriptors()
+        for start in range(0, 40, 8):
+            await asyncio.gather(*[life(start + index) for index in range(8)])
+        assert open_descriptors() == before
+
+    uvloop.run(whole())
+    assert (mapped_areas(), open_areas(), children()) == (0, 0, set())
+
+
 GATEWAY = """
 import asyncio, sys
 from pathlib import Path

@@ -31,7 +31,8 @@ class Source:
         """The model file; LoadFailed when there is none."""
         path = self.folder / (self.config.default_model_filename or default_name)
         if not path.is_file():
-            raise LoadFailed(f"there is no file {path.name} in {self.folder}")
+            there = ", ".join(sorted(entry.name for entry in self.folder.iterdir())) if self.folder.is_dir() else ""
+            raise LoadFailed(f"there is no file {path.name} in {self.folder}; files there: {there or 'none'}")
         return path
 
     def settle(self, signature: FileSignature) -> ModelConfig:

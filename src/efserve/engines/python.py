@@ -39,7 +39,7 @@ class PythonEngine:
         """Call the model's `infer`; InferenceFailed when an output of the config is not in its answer."""
         outputs = self._model.infer(dict(zip(self._input_names, inputs, strict=True)))
         if not isinstance(outputs, dict):
-            raise InferenceFailed(f"infer() of model.py returned {type(outputs).__name__}, expected dict of outputs")
+            raise InferenceFailed(f"infer() of model.py returned {type(outputs).__name__}, expected a dict of outputs")
         for name in self._output_names:
             if name not in outputs:
                 raise InferenceFailed(f"output '{name}' is missing; infer() of model.py returned {list(outputs)}")
