@@ -122,10 +122,12 @@ def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool) -> 
 
         def on_interrupt() -> None:
             nonlocal interrupted
-            interrupted = True
-            if stop.is_set():
+            if interrupted:
                 task.cancel()
+                return
+            interrupted = True
             stop.set()
+            click.echo("\nThis level ends here; Ctrl-C once more quits at once.", err=True)
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_interrupt)
         return await run_bench(config, LiveLines(err() if machine_output else out(), config.batch), stop)
