@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from efserve.converter.job import DEFAULT_MAX_BATCH, DEFAULT_OPSET, ConvertJob, ConvertResult
+from efserve.converter.job import DEFAULT_MAX_BATCH, DEFAULT_OPSET, FILENAMES, ConvertJob, ConvertResult
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,17 +140,22 @@ class _Steps:
 
 def _show(result: ConvertResult, console: "Console") -> None:
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"Parity with the source, {result.precision}", title_justify="left", show_edge=False)
+    title = Text(f"{result.name}: largest difference from the source, {result.precision}", style="bold")
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     table.add_column("File")
-    for column in ("Batch", "Max abs difference", "Max rel difference"):
+    for column in ("Batch", "Absolute", "Relative"):
         table.add_column(column, justify="right")
-    files = {"onnx": "model.onnx", "torchscript": "model.pt"}
     for found in result.parity:
-        table.add_row(files[found.format], str(found.batch), f"{found.max_abs:.2e}", f"{found.max_rel:.2e}")
+        table.add_row(FILENAMES[found.format], str(found.batch), f"{found.max_abs:.2e}", f"{found.max_rel:.2e}")
     console.print(table)
     console.print()
     for note in result.notes:
         console.print(f"Note: {note}", markup=False)
-    sizes = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in result.file_bytes.items())
+    sizes = ", ".join(f"{name} {_size(size)}" for name, size in result.file_bytes.items())
     console.print(f"Wrote {result.folder} ({sizes})", markup=False, soft_wrap=True)
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.0f} kB"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efserve.converter.config_text import config_text
-from efserve.converter.foreign import foreign
 from efserve.converter.install import install, staging
 from efserve.converter.job import DEFAULT_OPSET, FILENAMES, ConvertJob, ConvertResult, Difference, Format, OnStep
 from efserve.converter.onnx_file import read_onnx, save
@@ -16,6 +15,7 @@ from efserve.converter.parity import Case, check
 from efserve.devices import Partition, available_cores
 from efserve.engines.base import Source, load
 from efserve.errors import ConfigError, ConversionFailed, UsageError
+from efserve.foreign import foreign
 from efserve.model_config import DynamicBatching, ModelConfig
 from efserve.pbtxt import read_config
 
@@ -136,7 +136,7 @@ def _write(conversion: _Conversion, job: ConvertJob, folder: Path, on_step: OnSt
 def _check(file_format: Format, version: Path, conversion: _Conversion, job: ConvertJob) -> tuple[Difference, ...]:
     """Runs the file in the engine that will serve it, with the config that it will have."""
     source = Source(version, conversion.config, Partition(threads=len(available_cores())))
-    with foreign(f"{FILENAMES[file_format]} was written, but it cannot be run"):
+    with foreign(f"{FILENAMES[file_format]} was written, but it cannot be run", ConversionFailed):
         engine = load(file_format, source)
         try:
             return check(file_format, engine.infer, conversion.cases, job.precision)
@@ -145,7 +145,7 @@ def _check(file_format: Format, version: Path, conversion: _Conversion, job: Con
 
 
 def _keeps_config(config: ModelConfig, folder: Path, job: ConvertJob) -> bool:
-    """True when the model has a config that fits, and so lives on with its edits; ConfigError for another, unless forced."""
+    """True when the model has a config that fits, and keeps it; raises ConfigError for another, unless forced."""
     path = folder / "config.pbtxt"
     if not path.is_file():
         return False

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from efserve.converter.foreign import foreign
 from efserve.converter.job import ConvertJob
 from efserve.converter.parity import BATCHES, Case, Run, compare, in_precision, random_inputs
 from efserve.converter.tensor_options import parse_shape
 from efserve.devices import Partition, available_cores
 from efserve.engines.base import Engine, Source, load
 from efserve.errors import ConversionFailed, UsageError
+from efserve.foreign import foreign
 from efserve.model_config import ModelConfig
 from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec
 
@@ -51,7 +51,7 @@ def read_onnx(path: Path, name: str, job: ConvertJob) -> OnnxModel:
             file, config, cases = freed
     source.close()
     if job.opset is not None:
-        with foreign(f"the model cannot be brought to opset {job.opset}"):
+        with foreign(f"the model cannot be brought to opset {job.opset}", ConversionFailed):
             file = onnx.version_converter.convert_version(file, job.opset)
     if job.precision == "fp16":
         file = _half(file)
@@ -64,12 +64,14 @@ def save(file: onnx.ModelProto, path: Path) -> None:
     if file.ByteSize() < _PROTOBUF_LIMIT_BYTES:
         onnx.save_model(file, str(path))
     else:
-        onnx.save_model(file, str(path), save_as_external_data=True, location=f"{path.name}.data")
+        weights = path.with_name(f"{path.name}.data")
+        onnx.save_model(file, str(path), save_as_external_data=True, location=weights.name)
+        weights.chmod(path.stat().st_mode)  # onnx makes it for its owner's eyes only
 
 
 def _engine(path: Path, name: str, job: ConvertJob) -> Engine:
     config = ModelConfig(name, default_model_filename=path.name)
-    with foreign(f"onnxruntime cannot load {path.name}"):
+    with foreign(f"onnxruntime cannot load {path.name}", ConversionFailed):
         return load("onnx", Source(path.parent, config, Partition(threads=len(available_cores())), job.max_batch))
 
 
@@ -79,7 +81,10 @@ def _cases(config: ModelConfig, run: Run, job: ConvertJob) -> tuple[Case, ...]:
         inputs = random_inputs(in_precision(_concrete(config.inputs, job), job.precision), batch)
         own = [array.astype(NUMPY_DTYPES[spec.datatype]) for spec, array in zip(config.inputs, inputs, strict=True)]
         shapes = ", ".join(f"{spec.name} {list(array.shape)}" for spec, array in zip(config.inputs, own, strict=True))
-        with foreign(f"the model does not run on {shapes} (free sizes are chosen with --input-shape name:sizes)"):
+        with foreign(
+            f"the model does not run on {shapes} (free sizes are chosen with --input-shape name:sizes)",
+            ConversionFailed,
+        ):
             cases.append(Case(batch or 1, inputs, tuple(run(own))))
     return tuple(cases)
 
@@ -135,7 +140,7 @@ def _with_free_batch(
 
 def _answers(engine: Engine, case: Case) -> Sequence[Array]:
     own = [array.astype(NUMPY_DTYPES[s.datatype]) for s, array in zip(engine.config.inputs, case.inputs, strict=True)]
-    with foreign("the model with a free batch does not run"):
+    with foreign("the model with a free batch does not run", ConversionFailed):
         return engine.infer(own)
 
 
@@ -152,6 +157,6 @@ def _half(file: onnx.ModelProto) -> onnx.ModelProto:
     # onnxruntime's own tool: a large module that most conversions do without
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    with foreign("the model cannot be turned into fp16"):
+    with foreign("the model cannot be turned into fp16", ConversionFailed):
         half: onnx.ModelProto = convert_float_to_float16(file, keep_io_types=False)
     return half

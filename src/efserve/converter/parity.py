@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from efserve.converter.job import Difference, Format, Precision
+from efserve.converter.job import FILENAMES, Difference, Format, Precision
 from efserve.errors import ConversionFailed
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec
 
@@ -71,7 +71,7 @@ def check(file_format: Format, run: Run, cases: Sequence[Case], precision: Preci
         if not difference.passed:
             tolerance = TOLERANCES[precision]
             raise ConversionFailed(
-                f"the {file_format} file differs from its source at batch {case.batch} by up to "
+                f"{FILENAMES[file_format]} differs from its source at batch {case.batch} by up to "
                 f"{difference.max_abs:.3g} (relative {difference.max_rel:.3g}); {precision} allows "
                 f"{tolerance.absolute:g} + {tolerance.relative:g} x the output's largest value; nothing was written"
             )
@@ -85,7 +85,7 @@ def compare(file_format: Format, case: Case, outputs: Sequence[Array], precision
     for expected, actual in zip(case.outputs, outputs, strict=True):
         if expected.shape != actual.shape:
             raise ConversionFailed(
-                f"the {file_format} file answers shape {list(actual.shape)} at batch {case.batch} where its source "
+                f"{FILENAMES[file_format]} answers shape {list(actual.shape)} at batch {case.batch} where its source "
                 f"answers {list(expected.shape)}; the model's forward probably fixes its batch"
             )
         max_abs, scale = _distance(expected, actual)

@@ -3,18 +3,24 @@
 Importing this module imports torch.
 """
 
+import ctypes
+import os
 import shutil
 import struct
+import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import onnx
 import torch
 
-from efserve.converter.foreign import foreign
 from efserve.converter.onnx_file import save
 from efserve.converter.torch_model import Exportable, quiet, to_torch
+from efserve.errors import ConversionFailed
+from efserve.foreign import foreign
 
 _DEBUG_RECORDS = (".debug_pkl", "/.data/serialization_id")
 _ALIGNMENT = 64  # of records, as torch itself writes them: tensors can then be mapped
@@ -23,7 +29,7 @@ _ALIGNMENT = 64  # of records, as torch itself writes them: tensors can then be 
 def export_torchscript(model: Exportable, path: Path) -> None:
     """Writes a TorchScript file: a scripted module as it is, any other one traced."""
     module = model.module
-    with foreign("the export to TorchScript failed"), quiet(), torch.no_grad():
+    with foreign("the export to TorchScript failed", ConversionFailed), quiet(), torch.no_grad():
         if not isinstance(module, torch.jit.ScriptModule):
             # No check_trace: it repeats the very inputs that were traced. Parity uses others, at other batches.
             example = to_torch(model.example)
@@ -60,40 +66,50 @@ def _offset(archive: zipfile.ZipFile) -> int:
 
 
 def export_onnx(model: Exportable, path: Path, opset: int) -> None:
-    """Writes an ONNX file with the model's tensor names, and a free first dimension where it batches.
-
-    The TorchScript exporter goes first: it takes scripted modules, writes exactly the opset asked for and is twice as
-    fast; the newer one, built on torch.export, knows opsets >= 18 only and converts down with gaps, and fixes the batch
-    of models that look at it. What the first cannot express (some recent operators) the second often can.
-    """
+    """Writes an ONNX file with the model's tensor names, and a free first dimension where it batches."""
     scratch = path.with_suffix(".scratch")  # exporters put large weights into files beside the model
     scratch.mkdir()
     written = scratch / path.name
+    with foreign("the export to ONNX failed", ConversionFailed), quiet(), _no_stdout(), torch.no_grad():
+        _export_onnx(model, written, opset)
+        file = onnx.load(str(written))
+    _strip(file)
+    save(file, path)
+    shutil.rmtree(scratch)
+
+
+def _export_onnx(model: Exportable, path: Path, opset: int) -> None:
+    """Exports with the first of torch's two exporters that can.
+
+    The one for TorchScript goes first: it takes scripted modules, writes exactly the opset asked for and is twice as
+    fast; the newer one, built on torch.export, writes opset 18 and converts with gaps from there, and fixes the batch
+    of models that look at it. What the first cannot express (Fourier transforms, recent operators) the second can.
+    """
     tensors = to_torch(model.example)
     inputs, outputs = ([spec.name for spec in specs] for specs in (model.inputs, model.outputs))
     export = partial(
         torch.onnx.export,
         model.module,
         tensors,
-        str(written),
+        str(path),
         input_names=inputs,
         output_names=outputs,
         opset_version=opset,
     )
-    with foreign("the export to ONNX failed"), quiet(), torch.no_grad():
+    try:
+        export(
+            dynamo=False, dynamic_axes={name: {0: "batch"} for name in (*inputs, *outputs)} if model.batches else None
+        )
+    except (RuntimeError, torch.onnx.OnnxExporterError) as exc:
+        if isinstance(model.module, torch.jit.ScriptModule):
+            raise
+        free = torch.export.Dim("batch")
         try:
-            axes = {name: {0: "batch"} for name in (*inputs, *outputs)} if model.batches else None
-            export(dynamo=False, dynamic_axes=axes)
-        except (RuntimeError, torch.onnx.OnnxExporterError):
-            if isinstance(model.module, torch.jit.ScriptModule):
-                raise
-            free = torch.export.Dim("batch")
-            shapes = tuple({0: free} for _ in tensors) if model.batches else None
-            export(dynamo=True, dynamic_shapes=shapes, verbose=False)
-        file = onnx.load(str(written))
-    _strip(file)
-    save(file, path)
-    shutil.rmtree(scratch)
+            export(
+                dynamo=True, dynamic_shapes=tuple({0: free} for _ in tensors) if model.batches else None, verbose=False
+            )
+        except torch.onnx.OnnxExporterError:
+            raise exc from None  # the first says in one line what is missing
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -117,3 +133,20 @@ def _strip(model: onnx.ModelProto) -> None:
                 value.ClearField("metadata_props")
     model.ClearField("doc_string")
     model.ClearField("metadata_props")
+
+
+@contextmanager
+def _no_stdout() -> Iterator[None]:
+    """Drops what C++ code writes on stdout: when the older exporter gives up, it prints its graph there."""
+    libc = ctypes.CDLL(None)
+    sys.stdout.flush()
+    libc.fflush(None)
+    kept = os.dup(1)
+    with Path(os.devnull).open("w") as sink:
+        os.dup2(sink.fileno(), 1)
+    try:
+        yield
+    finally:
+        libc.fflush(None)
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from efserve.converter.foreign import foreign
 from efserve.converter.job import ConvertJob
 from efserve.converter.parity import BATCHES, Case, in_precision, random_inputs
 from efserve.errors import ConversionFailed
+from efserve.foreign import foreign
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec, datatype_of
 
 TORCH_DATATYPES = ("BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64")
@@ -101,7 +101,7 @@ def exportable(model: TorchModel, job: ConvertJob) -> Exportable:
 
 
 def _run(module: nn.Module, inputs: Sequence[Array], what_failed: str) -> _Answer:
-    with foreign(what_failed), torch.no_grad():
+    with foreign(what_failed, ConversionFailed), torch.no_grad():
         answer = module(*to_torch(inputs))
     match answer:
         case Mapping():

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from efserve.converter.foreign import foreign
 from efserve.converter.job import ConvertJob
 from efserve.converter.tensor_options import parse_inputs
 from efserve.converter.torch_model import TORCH_DATATYPES, TorchModel, quiet
 from efserve.converter.torchvision_zoo import load_state, read_state_dict
-from efserve.errors import UsageError
+from efserve.errors import ConversionFailed, UsageError
+from efserve.foreign import foreign
 from efserve.tensors import TensorSpec
 
 
@@ -40,7 +40,7 @@ def load_callable(source: str, job: ConvertJob) -> TorchModel:
         factory = getattr(container, attribute, None)
         if not callable(factory):
             raise UsageError(f"module '{module_name}' has no callable '{attribute}'; one must return a module")
-        with foreign(f"{source}() failed"):
+        with foreign(f"{source}() failed", ConversionFailed):
             module = factory()
     if not isinstance(module, nn.Module):
         raise UsageError(f"{source}() returns {type(module).__name__}; expected a torch.nn.Module")

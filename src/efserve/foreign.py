@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from efserve.errors import ConversionFailed, EfserveError
+from efserve.errors import EfserveError
 
 
 @contextmanager
-def foreign(what_failed: str, error: type[EfserveError] = ConversionFailed) -> Iterator[None]:
+def foreign(what_failed: str, error: type[EfserveError]) -> Iterator[None]:
     """Turns an exception of the block into `error`: what failed, and the exception's own message in one line."""
     try:
         yield
