@@ -3,6 +3,8 @@
 import io
 import itertools
 import math
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from efserve.devices import cpu_slug
-from efserve.errors import NotFound, UsageError
+from efserve.errors import MeasurementFailed, NotFound, UsageError
 from efserve.model_config import ModelConfig
 from efserve.profiler import sampling, targets
 from efserve.profiler.grid import one_line, row_of
@@ -217,6 +219,16 @@ def test_row_of_a_point() -> None:
 )
 def test_a_reason_becomes_one_line(reason: str, line: str) -> None:
     assert one_line(reason) == line
+
+
+def test_a_process_that_is_gone_is_no_crash() -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait(10)
+    with pytest.raises(MeasurementFailed, match="is gone"):
+        sampling.peak_memory_bytes(gone.pid)
+    with pytest.raises(MeasurementFailed, match="is gone"):
+        sampling.CpuTimes.now(gone.pid, (0,))
+    assert sampling.peak_memory_bytes(os.getpid()) > 1_000_000
 
 
 def rows_of_a_grid() -> list[ProfileRow]:

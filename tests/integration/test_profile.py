@@ -1,5 +1,6 @@
 """`efserve profile` as a process: real workers, real files, interrupted in every way and resumed."""
 
+import asyncio
 import json
 import os
 import signal
@@ -14,8 +15,14 @@ from pathlib import Path
 import pytest
 
 import onnx_models
-from efserve.devices import available_cores
+from efserve.devices import Partition, available_cores
+from efserve.errors import MeasurementFailed
+from efserve.profiler.options import ProfileConfig
+from efserve.profiler.sampling import Feeder, random_request
+from efserve.profiler.targets import find_targets
 from efserve.profiles import Profile, ProfileRow, read_profile
+from efserve.worker.handle import Worker
+from efserve.worker.spec import WorkerSpec
 
 PYTHON_CONFIG = """
 backend: "python" max_batch_size: 4
@@ -29,6 +36,12 @@ class Model:
         if len(inputs["x"]) > 2:
             raise ValueError("too many rows")
         return {"y": inputs["x"]}
+"""
+HANGS = """
+import threading
+class Model:
+    def __init__(self, config, folder): pass
+    def infer(self, inputs): threading.Event().wait()
 """
 DIES_ON_LARGE_BATCHES = FAILS_ON_LARGE_BATCHES.replace('raise ValueError("too many rows")', "import os; os._exit(7)")
 QUICK = ("--min-time", "0.05", "--min-repetitions", "5")
@@ -225,3 +238,24 @@ def test_a_torn_row_is_dropped_with_a_remark(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "dropped a half-written last row" in done.stderr
     assert [row.batch for row in read_profile(path).rows] == [1, 2]
+
+
+def test_a_batch_that_never_ends_ends_the_measurement(folder: Path) -> None:
+    save_python(folder, "hangs", HANGS)
+    config = ProfileConfig(model_repository=(folder / "models",), model=("hangs",))
+    (target,) = find_targets(config, "cpu-x").targets
+    model = target.model
+    feeder = Feeder(batch_deadline_s=0.2)
+
+    async def measure() -> None:
+        spec = WorkerSpec(model.config, "1", model.folder, "python", Partition(), max_batch=4, warmup=False)
+        worker = Worker(spec, on_done=feeder.on_done, on_death=feeder.on_death)
+        facts = await worker.start(60)
+        try:
+            await feeder.feed(worker, random_request(facts.config, 1, {}), 1, 5, 0.1)
+        finally:
+            worker.kill()
+            await worker.stop(1)
+
+    with pytest.raises(MeasurementFailed, match=r"a batch has been running for 0\.2 s; gave up"):
+        asyncio.run(measure())

@@ -68,7 +68,8 @@ class Point:
 class Feeder:
     """Keeps a worker supplied with copies of one request; `on_done` and `on_death` are the worker's callbacks."""
 
-    def __init__(self) -> None:
+    def __init__(self, batch_deadline_s: float = BATCH_DEADLINE_S) -> None:
+        self._batch_deadline_s = batch_deadline_s
         self._batches: list[Batch] = []
         self._sent_ns: dict[int, int] = {}  # slot -> when its batch was sent
         self._request: InferRequest | None = None
@@ -102,9 +103,9 @@ class Feeder:
         done_before = -1
         while not over.done():
             if len(self._batches) == done_before:
-                raise MeasurementFailed(f"a batch has been running for {BATCH_DEADLINE_S:.0f} s; gave up")
+                raise MeasurementFailed(f"a batch has been running for {self._batch_deadline_s:g} s; gave up")
             done_before = len(self._batches)
-            await asyncio.wait({over}, timeout=BATCH_DEADLINE_S)
+            await asyncio.wait({over}, timeout=self._batch_deadline_s)
 
     def _send(self, worker: Worker, slot: int) -> None:
         assert self._request is not None
@@ -142,14 +143,14 @@ async def measure(
 ) -> Point:
     """Warm the worker up for this request, then measure latency, then throughput; errors as `Feeder.feed`."""
     await _warm_up(feeder, worker, request)
-    began = _CpuTimes.now(worker.pid, machine_cores)
+    began = CpuTimes.now(worker.pid, machine_cores)
     batches: list[Batch] = []
     while not limits.is_enough([batch.span_ms for batch in batches], time.monotonic() - began.at_s):
         missing = max(1, limits.min_repetitions - len(batches))
         batches += await feeder.feed(worker, request, 1, missing, limits.min_time_s / 2)
-    saturated_from = _CpuTimes.now(worker.pid, machine_cores)
+    saturated_from = CpuTimes.now(worker.pid, machine_cores)
     saturated = await feeder.feed(worker, request, 2, limits.min_repetitions // 2 + 2, limits.min_time_s / 2)
-    ended = _CpuTimes.now(worker.pid, machine_cores)
+    ended = CpuTimes.now(worker.pid, machine_cores)
     return Point(
         spans_ms=tuple(batch.span_ms for batch in batches),
         roundtrips_ms=tuple(batch.roundtrip_ms for batch in batches),
@@ -160,7 +161,7 @@ async def measure(
     )
 
 
-class _CpuTimes(NamedTuple):
+class CpuTimes(NamedTuple):
     """Processor time used up to a moment."""
 
     at_s: float  # monotonic
@@ -168,8 +169,12 @@ class _CpuTimes(NamedTuple):
     others_s: float  # on the cores of the machine that efserve may use, by all but the worker and this process
 
     @classmethod
-    def now(cls, worker_pid: int, machine_cores: Sequence[int]) -> "_CpuTimes":
-        worker, own = psutil.Process(worker_pid).cpu_times(), os.times()
+    def now(cls, worker_pid: int, machine_cores: Sequence[int]) -> "CpuTimes":
+        """The times up to this moment; MeasurementFailed when the worker is gone."""
+        try:
+            worker, own = psutil.Process(worker_pid).cpu_times(), os.times()
+        except psutil.NoSuchProcess as exc:
+            raise MeasurementFailed(f"the worker, process {worker_pid}, is gone") from exc
         worker_s = worker.user + worker.system
         cores = [times for core, times in enumerate(psutil.cpu_times(percpu=True)) if core in machine_cores]
         busy_s = sum(t.user + t.nice + t.system + t.irq + t.softirq + t.steal for t in cores)
@@ -203,10 +208,14 @@ def median_ci_pct(values: Sequence[float]) -> float:
 
 def peak_memory_bytes(pid: int) -> int:
     """Most memory that the process has had at once, as Linux counts it (VmHWM)."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError as exc:
+        raise MeasurementFailed(f"the worker, process {pid}, is gone") from exc
+    for line in lines:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise MeasurementFailed(f"/proc/{pid}/status has no VmHWM; is process {pid} still running?")
+    raise MeasurementFailed(f"/proc/{pid}/status has no VmHWM: process {pid} has ended")
 
 
 def input_shapes(config: ModelConfig, shape: dict[str, Shape]) -> dict[str, Shape]:
