@@ -105,7 +105,7 @@ def load(source: Source) -> OnnxEngine:
     path = source.file("model.onnx")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     stated = {spec.name for spec in source.config.outputs}
-    outputs = [output for output in session.get_outputs() if not stated or output.name in stated]
+    outputs = [node for node in session.get_outputs() if not stated or node.name in stated or node.type in _DATATYPES]
     signature = FileSignature(_specs(session.get_inputs(), "input"), _specs(outputs, "output"))
     return OnnxEngine(session, source.settle(signature), signature)
 

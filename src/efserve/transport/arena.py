@@ -1,8 +1,8 @@
 """Shared memory for the tensors of one slot: an anonymous file, written by one process and read by another.
 
 Owns mapping and growth; knows neither tensors nor messages. The file only grows, so whoever needs bytes beyond its
-mapping maps the file anew, and what was mapped before stays valid and shows the same bytes. Nothing is ever unmapped by
-hand: a mapping ends with the last array over it, so letting go is always clean.
+mapping maps the file anew, and what was mapped before stays valid and shows the same bytes; it keeps the memory of the
+largest batch. Nothing is ever unmapped by hand: a mapping ends with the last array over it, so letting go is clean.
 """
 
 import mmap

@@ -28,10 +28,10 @@ _PR_SET_PDEATHSIG = 1
 def main(arguments: Sequence[str]) -> int:
     """Live as the worker of a process.
 
-    `arguments` are its pid and the descriptors of the control socket, of the area that holds the WorkerSpec, and of
-    each slot's inputs and outputs.
+    `arguments` are the name that `ps` shows, the pid of that process, and the descriptors of the control socket, of the
+    area that holds the WorkerSpec, and of each slot's inputs and outputs.
     """
-    parent_pid, control, request, *areas = map(int, arguments)
+    parent_pid, control, request, *areas = map(int, arguments[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's to decide about
     faulthandler.enable()
     _die_with(parent_pid)

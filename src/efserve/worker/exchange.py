@@ -88,8 +88,9 @@ def _split(memory: mmap, piece: Piece, requests: Sequence[InferRequest]) -> list
     row_bytes = size_bytes // rows
     parts = []
     for request in requests:
-        end = at + request.rows * row_bytes
-        parts.append(OutputTensor((request.rows, *tail), memory[at:end]))
+        own = request.rows
+        end = at + own * row_bytes
+        parts.append(OutputTensor((own, *tail), memory[at:end]))
         at = end
     return parts
 

@@ -49,7 +49,7 @@ _MOVES = {
 
 
 class Worker:
-    """One worker process, to be used from the event loop that started it.
+    """One worker process, to be used from the event loop that started it; it dies with the thread of that loop.
 
     `on_done(worker, slot, outcomes, timing)` answers each `send`, in the order of its requests; the slot is free again.
     `on_death(worker, reason)` comes once if a READY worker ends without `stop`; what it had not answered then, and what
@@ -66,16 +66,16 @@ class Worker:
         self.spec = spec
         self.state = WorkerState.NEW
         self.facts: WorkerFacts | None = None
+        self._name = f"{spec.config.name}/{spec.version}"
         self._on_done = on_done
         self._on_death = on_death
         self._running: list[Sequence[InferRequest]] = [()] * spec.slots
         self._settled = asyncio.Event()  # READY, or never to be
-        self._failure = ""  # why it could not start
+        self._failure = ""  # what is known beyond how the process ended
         self._process: ChildProcess | None = None
 
     def __repr__(self) -> str:
-        name = f"{self.spec.config.name}/{self.spec.version}"
-        return f"<Worker {name} {self.spec.engine} {self.state.value} pid={self.pid}>"
+        return f"<Worker {self._name} {self.spec.engine} {self.state.value} pid={self.pid}>"
 
     @property
     def pid(self) -> int:
@@ -129,7 +129,8 @@ class Worker:
             return
         try:
             self._channel.send(message)
-        except BlockingIOError:  # it has read nothing for a long time: it hangs
+        except BlockingIOError:
+            self._failure = "it read none of its batches and was "
             self.kill()
         except OSError:  # it has just died, which the loop is about to notice
             pass
@@ -177,7 +178,7 @@ class Worker:
         try:
             self._process = ChildProcess(
                 self._loop,
-                ["efserve.worker", str(os.getpid()), *map(str, fds)],
+                ["efserve.worker", self._name, str(os.getpid()), *map(str, fds)],
                 fds=fds,
                 environment=cpu.environment(self.spec.partition, spin=self.spec.spin),
                 on_exit=self._exited,
@@ -234,16 +235,17 @@ class Worker:
         self._loop.call_later(_LEAVE_S, self.kill)
 
     def _exited(self) -> None:
-        while message := self._channel.receive():  # batches that it answered before it died
-            self._handle(message)
-        self._let_go()
         was = self.state
+        while message := self._channel.receive():  # batches that it answered before it died, or why it cannot load
+            if message[0] != messages.READY:
+                self._handle(message)
+        self._let_go()
         self._move(WorkerState.DEAD)
         if not self._settled.is_set():
             self._failure = self._why_not_started(was)
             self._settled.set()
         elif was is WorkerState.READY:
-            self._on_death(self, self._with_tail(self.ending))
+            self._on_death(self, self._with_tail(self._failure + self.ending))
 
     def _why_not_started(self, was: WorkerState) -> str:
         if was is WorkerState.STOPPING:

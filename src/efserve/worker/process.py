@@ -42,7 +42,7 @@ class ChildProcess:
         os.set_blocking(self._stderr, False)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *arguments],
+                [sys.executable, "-P", "-m", *arguments],  # -P: what lies in the current folder shadows no library
                 pass_fds=fds,
                 env=environment,
                 stdin=subprocess.DEVNULL,
