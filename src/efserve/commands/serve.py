@@ -20,8 +20,7 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     type=click.Path(path_type=Path),
     multiple=True,
     default=("model_dir",),
-    show_default="./model_dir",
-    help="Folder of models in Triton's layout; repeatable.",
+    help="Folder of models in Triton's layout; repeatable.  [default: ./model_dir]",
 )
 @click.option("--model", multiple=True, help="Serve only this model; repeatable.  [default: all]")
 @click.option(
@@ -31,22 +30,14 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     show_default=True,
     help="What runs the models; auto: the config's choice, else the first file found.",
 )
+@click.option("--instances", type=click.IntRange(1), help="Worker processes per model.  [default: config, or 1]")
+@click.option("--threads", type=click.IntRange(1), help="Engine threads per instance.  [default: cores / instances]")
 @click.option(
-    "--instances", type=click.IntRange(0), default=0, help="Worker processes per model.  [default: config, or 1]"
-)
-@click.option(
-    "--threads", type=click.IntRange(0), default=0, help="Engine threads per instance.  [default: cores/instances]"
-)
-@click.option(
-    "--max-batch",
-    type=click.IntRange(0),
-    default=0,
-    help="Largest batch of models that batch.  [default: config, or 4]",
+    "--max-batch", type=click.IntRange(1), help="Largest batch of models that batch.  [default: config, or 4]"
 )
 @click.option(
     "--queue-delay-us",
-    type=click.IntRange(-1),
-    default=-1,
+    type=click.IntRange(0),
     help="How long a request may wait for a larger batch.  [default: config]",
 )
 @click.option(
@@ -68,11 +59,7 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     help="Prometheus metrics; 0: any free port.",
 )
 @click.option(
-    "--max-request-bytes",
-    type=click.IntRange(1),
-    default=64 * 2**20,
-    show_default="64 MiB",
-    help="Largest request body.",
+    "--max-request-bytes", type=click.IntRange(1), default=64 * 2**20, help="Largest request body.  [default: 64 MiB]"
 )
 @click.option(
     "--load-timeout-s",

@@ -6,15 +6,15 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """Options of the server; 0, "" and () mean: as the model's own config or this machine says."""
+    """Options of the server; None, "" and () mean: as the model's own config or this machine says."""
 
     model_repository: tuple[Path, ...] = (Path("model_dir"),)
     model: tuple[str, ...] = ()
     engine: str = ""
-    instances: int = 0
-    threads: int = 0
-    max_batch: int = 0
-    queue_delay_us: int = -1  # -1: as the config says
+    instances: int | None = None
+    threads: int | None = None
+    max_batch: int | None = None
+    queue_delay_us: int | None = None
     spin: bool = False
     host: str = "127.0.0.1"
     http_port: int = 8000

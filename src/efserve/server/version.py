@@ -69,7 +69,7 @@ class ServedVersion:
             engine=found.engine,
             partition=Partition(threads=self.threads),
             max_batch=options.max_batch or DEFAULT_MAX_BATCH,
-            force_max_batch=options.max_batch,
+            force_max_batch=options.max_batch or 0,
             spin=options.spin,
         )
         self._router: Router | None = None
@@ -186,7 +186,7 @@ class ServedVersion:
 
     def _overridden(self, config: ModelConfig) -> ModelConfig:
         config = replace(config, engine=self.engine, instance_count=self.instances)
-        if self._options.queue_delay_us >= 0 and config.dynamic_batching is not None:
+        if self._options.queue_delay_us is not None and config.dynamic_batching is not None:
             batching = replace(config.dynamic_batching, max_queue_delay_us=self._options.queue_delay_us)
             config = replace(config, dynamic_batching=batching)
         return config
