@@ -435,6 +435,44 @@ def test_a_chatty_model_neither_blocks_nor_breaks_anything() -> None:
     run(zoo_spec("chatty"), body)
 
 
+def test_an_interrupt_is_not_for_the_worker() -> None:
+    async def body(desk: Desk) -> None:
+        assert os.getpgid(desk.worker.pid) == os.getsid(desk.worker.pid) == desk.worker.pid
+        os.kill(desk.worker.pid, signal.SIGINT)
+        np.testing.assert_array_equal(values(await desk.infer(rows(1))), rows(1))
+
+    run(zoo_spec("slow", delay_ms="0"), body)
+
+
+PARENT_MODEL = """
+import os, signal, subprocess, sys
+
+class Model:
+    def __init__(self, config, folder):
+        self.child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+        os.write(2, b"%d" % self.child.pid)
+
+    def infer(self, inputs):
+        os.close(int(sys.argv[3]))
+        signal.pause()
+"""
+
+
+def test_what_a_model_starts_ends_with_it_and_hides_no_death(tmp_path: Path) -> None:
+    """It closes its control socket and goes on for ever, while its child holds its pipes."""
+    (tmp_path / "model.py").write_text(PARENT_MODEL)
+
+    async def body(desk: Desk) -> None:
+        grandchild = os.pidfd_open(int(desk.worker.stderr_tail))
+        desk.send(0, request(rows(1)))
+        await desk.dead.wait()
+        assert desk.deaths[0].startswith("closed its connection and was killed by SIGKILL")
+        assert select.select([grandchild], [], [], 10)[0] == [grandchild]
+        os.close(grandchild)
+
+    run(replace(zoo_spec("slow"), folder=tmp_path), body)
+
+
 def test_a_stop_lets_the_worker_finish(tmp_path: Path) -> None:
     async def body(desk: Desk) -> None:
         desk.send(0, request(rows(1)))
@@ -468,7 +506,7 @@ def test_a_worker_that_reads_nothing_is_killed() -> None:
         for _ in range(1000):
             desk.send(0, request(rows(1)))
         await desk.dead.wait()
-        assert desk.deaths == ["it read none of its batches and was killed by SIGKILL"]
+        assert desk.deaths == ["read none of its batches and was killed by SIGKILL"]
 
     run(zoo_spec("hangs_in_infer"), body)
 

@@ -71,7 +71,8 @@ class Worker:
         self._on_death = on_death
         self._running: list[Sequence[InferRequest]] = [()] * spec.slots
         self._settled = asyncio.Event()  # READY, or never to be
-        self._failure = ""  # what is known beyond how the process ended
+        self._failure = ""  # why it could not start, where it said so
+        self._cause = ""  # why we killed it
         self._process: ChildProcess | None = None
 
     def __repr__(self) -> str:
@@ -130,7 +131,7 @@ class Worker:
         try:
             self._channel.send(message)
         except BlockingIOError:
-            self._failure = "it read none of its batches and was "
+            self._cause = "read none of its batches and was "
             self.kill()
         except OSError:  # it has just died, which the loop is about to notice
             pass
@@ -232,7 +233,12 @@ class Worker:
 
     def _leave_soon(self) -> None:
         """See to it that a process which has nothing more to say ends."""
-        self._loop.call_later(_LEAVE_S, self.kill)
+        self._loop.call_later(_LEAVE_S, self._leave)
+
+    def _leave(self) -> None:
+        if self.state is not WorkerState.DEAD:
+            self._cause = "closed its connection and was "
+            self.kill()
 
     def _exited(self) -> None:
         was = self.state
@@ -245,12 +251,12 @@ class Worker:
             self._failure = self._why_not_started(was)
             self._settled.set()
         elif was is WorkerState.READY:
-            self._on_death(self, self._with_tail(self._failure + self.ending))
+            self._on_death(self, self._with_tail(self._cause + self.ending))
 
     def _why_not_started(self, was: WorkerState) -> str:
         if was is WorkerState.STOPPING:
             return "it was stopped while it was starting"
-        return self._with_tail(self._failure or f"its worker {self.ending} while it was starting")
+        return self._with_tail(self._failure or f"its worker {self._cause}{self.ending} while it was starting")
 
     def _with_tail(self, reason: str) -> str:
         tail = self.stderr_tail
