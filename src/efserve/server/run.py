@@ -24,6 +24,8 @@ from efserve.server.version import ServedVersion, VersionState
 
 log = logging.getLogger(__name__)
 
+_WORKER_STOP_S = 1.0  # for idle workers to end by themselves, however little is left of the time to drain
+
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
@@ -74,7 +76,8 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
             metrics_port = await _listen(metrics.start, config.host, config.metrics_port, "--metrics-port")
             if not await stop.during(starting):
                 return
-            status = _status(catalog, f"http://{config.host}:{http_port}", f"http://{config.host}:{metrics_port}")
+            host = f"[{config.host}]" if ":" in config.host else config.host
+            status = _status(catalog, f"http://{host}:{http_port}", f"http://{host}:{metrics_port}")
             _report(status, config, on_ready)
             await stop.wait()
         finally:
@@ -163,9 +166,12 @@ async def _shut_down(
     catalog.set_stopping()
     http.stop_accepting()
 
+    deadline_s = asyncio.get_running_loop().time() + drain_s
+
     async def politely() -> None:
         await http.drain(drain_s)
-        await asyncio.gather(*(version.stop(drain_s) for version in catalog))
+        left_s = max(_WORKER_STOP_S, deadline_s - asyncio.get_running_loop().time())
+        await asyncio.gather(*(version.stop(left_s) for version in catalog))
 
     if not await stop.during(asyncio.ensure_future(politely())):
         for version in catalog:
