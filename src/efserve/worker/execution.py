@@ -5,7 +5,7 @@ Equal messages mean equal layouts, so what a message means is worked out once an
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic_ns
 
 import numpy as np
@@ -29,7 +29,9 @@ class _Batch:
     inputs: list[Array]  # over shared memory; BYTES are decoded anew each time
     strings: list[tuple[int, Piece]]  # (index, place) of the BYTES inputs
     bound: Callable[[], object] | None  # computes right into the output area
-    layout: bytes  # of the outputs, where bound
+    layout: bytes  # of the outputs: always where bound, else of the last ones
+    kinds: list[tuple[Shape, np.dtype[np.generic]]] | None = None  # of the last outputs, where not bound
+    targets: list[Array] = field(default_factory=list)  # where outputs of these kinds go
 
 
 class Executor:
@@ -41,6 +43,7 @@ class Executor:
         self._inputs = inputs
         self._outputs = outputs
         self._known: dict[bytes, _Batch] = {}
+        self._has_string_outputs = any(spec.datatype == "BYTES" for spec in self._config.outputs)
         self._static_outputs = all(spec.is_static for spec in self._config.outputs)
 
     def run(self, message: bytes) -> bytes:
@@ -129,10 +132,7 @@ class Executor:
         pieces = messages.place(
             (byte_size(spec.datatype, shape), shape) for spec, shape in zip(self._config.outputs, shapes, strict=True)
         )
-        area = self._outputs[slot]
-        area.reserve(messages.end_of(pieces))
-        outputs = [_over(area, spec, piece) for spec, piece in zip(self._config.outputs, pieces, strict=True)]
-        return self._engine.bind(inputs, outputs), messages.encode_layout(pieces)
+        return self._engine.bind(inputs, self._targets(slot, pieces)), messages.encode_layout(pieces)
 
     def _arrays(self, batch: _Batch) -> list[Array]:
         inputs = list(batch.inputs)
@@ -143,23 +143,32 @@ class Executor:
         return inputs
 
     def _store(self, batch: _Batch, outputs: Sequence[Array]) -> bytes:
-        self._check(batch.rows, outputs)
-        area = self._outputs[batch.slot]
-        strings = [
-            to_wire(array) if spec.datatype == "BYTES" else None
-            for spec, array in zip(self._config.outputs, outputs, strict=True)
-        ]
-        pieces = messages.place(
-            (array.nbytes if text is None else len(text), array.shape)
-            for array, text in zip(outputs, strings, strict=True)
-        )
+        kinds = [(array.shape, array.dtype) for array in outputs]
+        if kinds != batch.kinds:
+            self._check(batch.rows, outputs)
+            if self._has_string_outputs:  # whose sizes are not told by their kinds
+                return self._store_strings(batch.slot, outputs)
+            pieces = messages.place((array.nbytes, array.shape) for array in outputs)
+            batch.targets = self._targets(batch.slot, pieces)
+            batch.layout = messages.encode_layout(pieces)
+            batch.kinds = kinds
+        for target, array in zip(batch.targets, outputs, strict=True):
+            np.copyto(target, array)
+        return batch.layout
+
+    def _store_strings(self, slot: int, outputs: Sequence[Array]) -> bytes:
+        area = self._outputs[slot]
+        wires = [to_wire(array) for array in outputs]
+        pieces = messages.place((len(wire), array.shape) for wire, array in zip(wires, outputs, strict=True))
         area.reserve(messages.end_of(pieces))
-        for spec, array, text, piece in zip(self._config.outputs, outputs, strings, pieces, strict=True):
-            if text is None:
-                np.copyto(_over(area, spec, piece), array)
-            else:
-                area.map[piece.offset : piece.end] = text
+        for wire, piece in zip(wires, pieces, strict=True):
+            area.map[piece.offset : piece.end] = wire
         return messages.encode_layout(pieces)
+
+    def _targets(self, slot: int, pieces: Sequence[Piece]) -> list[Array]:
+        area = self._outputs[slot]
+        area.reserve(messages.end_of(pieces))
+        return [_over(area, spec, piece) for spec, piece in zip(self._config.outputs, pieces, strict=True)]
 
     def _shape(self, spec: TensorSpec, rows: int) -> Shape:
         dims = tuple([1 if dim < 0 else dim for dim in spec.dims])
