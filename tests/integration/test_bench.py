@@ -131,6 +131,16 @@ def test_the_embedded_servers_own_words_tell_what_is_wrong(tmp_path: Path) -> No
     assert done.stderr == "Error: inference request batch-size must be <= 4 for 'digits'\n"
 
 
+def test_a_model_that_cannot_load_is_told_with_its_reason(tmp_path: Path) -> None:
+    broken = tmp_path / "models" / "broken" / "1" / "model.onnx"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not a model")
+    done = run(tmp_path, "--model-repository", "models", *QUICK)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: no model of the embedded server is ready; it said:")
+    assert "broken" in done.stderr
+
+
 def test_the_embedded_server_does_not_outlive_a_killed_benchmark(tmp_path: Path) -> None:
     with started(tmp_path, *EMBEDDED, "--concurrency", "1,2", "--warmup", "0", "--duration", "0.3") as process:
         (child,) = children(process.pid)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serving import SHIPPED, RunningServer, serve
+from live_server import SHIPPED, RunningServer, serve
 
 PerfAnalyzer = Callable[..., subprocess.CompletedProcess[str]]
 QUICK = ("--measurement-mode", "count_windows", "--measurement-request-count", "50", "--stability-percentage", "999")

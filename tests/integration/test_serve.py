@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving import MODELS, SHIPPED, RunningServer, serve
+from live_server import MODELS, SHIPPED, RunningServer, serve
 
 ONE = np.ones((1, 4), np.float32)
 CONFIG = """

@@ -8,7 +8,7 @@ import pytest
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
-from serving import MODELS, SHIPPED, RunningServer, serve
+from live_server import MODELS, SHIPPED, RunningServer, serve
 
 
 @pytest.fixture(scope="module")
