@@ -60,7 +60,7 @@ def _random(rng: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...]) 
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
     drawn = rng.integers(0, 2, shape)
-    return drawn.astype(str).astype(object) if spec.datatype == "BYTES" else drawn.astype(dtype)
+    return drawn.astype("S1").astype(np.object_) if spec.datatype == "BYTES" else drawn.astype(dtype)
 
 
 def check(file_format: Format, run: Run, cases: Sequence[Case], precision: Precision) -> tuple[Difference, ...]:

@@ -1,0 +1,99 @@
+"""Small PyTorch modules to convert: good ones of every kind, and bad ones that a conversion must refuse."""
+
+import warnings
+
+import torch
+from torch import nn
+
+
+class Linear(nn.Module):
+    """[n, 4] -> [n, 3]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.linear(x)
+        return answer
+
+
+class TwoInputs(nn.Module):
+    """a FP32 [n, 3], ids INT64 [n, 3] -> a dict of three outputs."""
+
+    def forward(self, a: torch.Tensor, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"sum": a + ids, "mean": a.mean(1), "twice": ids * 2}
+
+
+class Pair(nn.Module):
+    """ids INT64 [n, k] -> a list of two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(8, 4)
+
+    def forward(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        return [self.embedding(ids).mean(1), ids]
+
+
+class Fourier(nn.Module):
+    """[n, k] -> [n, k / 2 + 1], by an operator that only torch's newer exporter knows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        spectrum: torch.Tensor = torch.fft.rfft(x)
+        return spectrum.abs()
+
+
+class FixedBatch(nn.Module):
+    """Multiplies by its batch as a Python number, which a trace keeps for ever."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * int(x.shape[0])
+
+
+class Branch(nn.Module):
+    """Takes a way that depends on the data; a trace keeps one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.shape[0] == 1 or x.sum() > 1e9 else x - 1
+
+
+class Flattens(nn.Module):
+    """Mixes the batch into its only row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(1, -1)
+
+
+class Raises(nn.Module):
+    """Cannot run."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("the moon is\nin the wrong house")
+
+
+class AnswersText(nn.Module):
+    """Answers no tensor."""
+
+    def forward(self, x: torch.Tensor) -> str:
+        return "hello"
+
+
+def scripted() -> torch.jit.ScriptModule:
+    """A scripted module whose branch on the data is kept."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of torch.jit
+        module: torch.jit.ScriptModule = torch.jit.script(Branch())
+    return module
+
+
+def number() -> int:
+    """Returns no module."""
+    return 3
+
+
+def fails() -> nn.Module:
+    """Raises instead of returning a module."""
+    raise RuntimeError("no licence")
