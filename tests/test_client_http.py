@@ -234,7 +234,9 @@ def test_urls(url: str, parts: tuple[str, int, str]) -> None:
     assert (endpoint.host, endpoint.port, endpoint.prefix) == parts
 
 
-@pytest.mark.parametrize("url", ["https://x", "http://", "http://x:y", "ftp://x", "http://x:99999"])
+@pytest.mark.parametrize(
+    "url", ["https://x", "http://", "http://x:y", "ftp://x", "http://x:99999", "http://u:p@x", "http://x/?q"]
+)
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(UsageError, match="expected http"):
         Endpoint(url)

@@ -30,9 +30,11 @@ class Endpoint:
             raise UsageError(f"URL '{url}': {exc}; expected http://HOST:PORT") from exc
         if parts.scheme != "http" or not parts.hostname:
             raise UsageError(f"URL '{url}': expected http://HOST:PORT; other schemes are not supported")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise UsageError(f"URL '{url}': expected http://HOST:PORT[/PATH], without user, query or fragment")
         self.host = parts.hostname
         self.prefix = parts.path.rstrip("/")
-        self.authority = parts.netloc.rpartition("@")[2]
+        self.authority = parts.netloc
         self.url = f"http://{self.authority}{self.prefix}"
 
 

@@ -33,7 +33,11 @@ class EmbeddedServer:
     def check_alive(self) -> None:
         """Raises MeasurementFailed, with the server's last words, when it has ended."""
         if self.process.returncode is not None:
-            raise MeasurementFailed(_last_words("the embedded server ended", self.process, self.printed))
+            raise self.failure("the embedded server ended")
+
+    def failure(self, text: str) -> MeasurementFailed:
+        """An error with this text and the server's last words."""
+        return MeasurementFailed(_last_words(text, self.process, self.printed))
 
 
 @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import resource
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from efserve.stats import WindowFigures, level_statistics
 from efserve.tensors import Array
 
 CONTROL_DEADLINE_S = 30.0
+SPARE_FILES = 100  # beside the connections
 
 _Result = TypeVar("_Result")
 
@@ -64,6 +66,7 @@ async def run_bench(config: BenchConfig, observer: Observer, stop: asyncio.Event
     server dies or nothing was measured at all.
     """
     config.check()
+    _allow_connections(max(config.levels))
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     async with contextlib.AsyncExitStack() as stack:
         server: EmbeddedServer | None = None
@@ -87,6 +90,16 @@ async def run_bench(config: BenchConfig, observer: Observer, stop: asyncio.Event
     )
 
 
+def _allow_connections(count: int) -> None:
+    """Raise this process's limit of open files where the greatest level needs more; UsageError where it may not."""
+    needed = count + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise UsageError(f"--concurrency {count} needs {needed} open files, the system allows {hard}; see `ulimit -n`")
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
 async def _unless_stopped(work: Awaitable[_Result], stop: asyncio.Event) -> _Result:
     """The result of `work`, unless `stop` comes first."""
     task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
@@ -104,7 +117,7 @@ async def _unless_stopped(work: Awaitable[_Result], stop: asyncio.Event) -> _Res
 async def _find(config: BenchConfig, server: EmbeddedServer | None) -> _Found:
     client = V2Client(server.url if server else config.url, min(CONTROL_DEADLINE_S, config.timeout_s))
     info = await client.server()
-    model = await client.model(config.model or await _default_model(client), config.model_version)
+    model = await client.model(config.model or await _default_model(client, server), config.model_version)
     requests = _requests(config, model)
     bodies = tuple(infer_body(model.inputs, arrays, info.binary) for arrays in requests)
     answer = await client.infer(model, bodies[0])
@@ -118,10 +131,12 @@ async def _find(config: BenchConfig, server: EmbeddedServer | None) -> _Found:
     )
 
 
-async def _default_model(client: V2Client) -> str:
+async def _default_model(client: V2Client, server: EmbeddedServer | None) -> str:
     names = await client.ready_models()
     if names is None:
         raise UsageError(f"{client.http.endpoint.url} does not list its models: name one with --model")
+    if not names and server is not None:
+        raise server.failure("no model of the embedded server is ready")
     if not names:
         raise MeasurementFailed(f"{client.http.endpoint.url} has no model that is ready")
     return names[0]
