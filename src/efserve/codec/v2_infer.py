@@ -98,7 +98,7 @@ class Template:
             bytes_element_ends(tail[start:stop], count, what)
 
 
-# Template, tensors in the order of the model's inputs, and id as the inside of a JSON string. A plain tuple, because one
+# Template, tensors in the order of the model's inputs, and id as the inside of a JSON string. A plain tuple, as one
 # is made for each request.
 Decoded = tuple[Template, tuple[Buffer, ...], bytes]
 

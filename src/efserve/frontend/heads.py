@@ -83,14 +83,21 @@ def parse_head(text: bytes) -> Head:
     _read_headers(head, events.headers)
     head.content_encoding = events.all_of(b"content-encoding").strip().lower()
     head.accept_encoding = events.all_of(b"accept-encoding").lower()
+    head.connection_line = _connection_line(parser.get_http_version(), events.all_of(b"connection"))
     if parser.get_http_version() == "1.0":
         if head.chunked:
             raise InvalidRequest("malformed HTTP request: Transfer-Encoding in HTTP/1.0")
         head.expect = b""
-        head.connection_line = KEEP_ALIVE_LINE if parser.should_keep_alive() else CLOSE_LINE
-    elif b"close" in [token.strip() for token in events.all_of(b"connection").lower().split(b",")]:
-        head.connection_line = CLOSE_LINE
     return head
+
+
+def _connection_line(version: str, connection: bytes) -> bytes:
+    tokens = [token.strip() for token in connection.lower().split(b",")]
+    if version == "1.1":
+        return CLOSE_LINE if b"close" in tokens else b""
+    if version == "1.0":
+        return KEEP_ALIVE_LINE if b"keep-alive" in tokens and b"close" not in tokens else CLOSE_LINE
+    raise InvalidRequest(f"HTTP version {version} is not supported; expected 1.1 or 1.0")
 
 
 class _Events:

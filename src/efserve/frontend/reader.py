@@ -76,7 +76,7 @@ class RequestReader:
                 self._body[self._filled : self._filled + len(part)] = part
                 self.filled(len(part))
                 data = data[len(part) :]
-            elif self._chunks is not None:
+            elif self.phase is Phase.CHUNKS and self._chunks is not None:
                 data = self._chunks.feed(data)
                 if self._chunks.complete:
                     self.phase, self._body = Phase.DONE, memoryview(self._chunks.body)
