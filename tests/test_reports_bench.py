@@ -116,6 +116,6 @@ def test_live_lines_are_rewritten_on_a_terminal_only(terminal: bool) -> None:
     lines.on_level(EXTREME.levels[0])
     text = file.getvalue()
     assert ("\r" in text) == ("warm-up" in text) == ("measuring" in text) == terminal
-    assert "m on efserve 0.1 (embedded server), input x FP32 [2, 3]" in text
+    assert "m on efserve 0.1 (embedded server), sending x FP32 [2, 3]" in text
     final = text.replace("\r", "\n").splitlines()[-1].split()
     assert final == ["1", "3.0", "200", "1", "stable"]

@@ -18,8 +18,17 @@ LOOK_S = 0.02  # how often to look for the ready file
 STDERR_TAIL_BYTES = 4000
 
 
+class _Model(msgspec.Struct):
+    name: str
+    state: str = "READY"
+    reason: str = ""
+
+
 class _Ready(msgspec.Struct):
+    """What the server writes into its ready file."""
+
     http: str
+    models: list[_Model]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +36,14 @@ class EmbeddedServer:
     """A running `efserve serve`."""
 
     url: str
+    unready: dict[str, str]  # model that did not start -> first line of the reason
     process: asyncio.subprocess.Process
     printed: Path  # its stdout and stderr
 
     def check_alive(self) -> None:
         """Raises MeasurementFailed, with the server's last words, when it has ended."""
         if self.process.returncode is not None:
-            raise self.failure("the embedded server ended")
-
-    def failure(self, text: str) -> MeasurementFailed:
-        """An error with this text and the server's last words."""
-        return MeasurementFailed(_last_words(text, self.process, self.printed))
+            raise MeasurementFailed(_last_words("the embedded server ended", self.process, self.printed))
 
 
 @contextlib.asynccontextmanager
@@ -58,7 +64,9 @@ async def embedded_server(options: Mapping[str, object], models: tuple[str, ...]
                 start_new_session=True,
             )
         try:
-            yield EmbeddedServer(await _url(process, ready, printed), process, printed)
+            status = await _status(process, ready, printed)
+            unready = {model.name: _first_line(model) for model in status.models if model.state != "READY"}
+            yield EmbeddedServer(status.http, unready, process, printed)
         finally:
             await _stop(process)
 
@@ -72,12 +80,12 @@ def _command(options: Mapping[str, object], models: tuple[str, ...], ready: Path
     return command
 
 
-async def _url(process: asyncio.subprocess.Process, ready: Path, printed: Path) -> str:
-    """Where the server listens, once it has written its ready file; a file cannot be awaited, so it is looked for."""
+async def _status(process: asyncio.subprocess.Process, ready: Path, printed: Path) -> _Ready:
+    """What the ready file says, once the server has written it; a file cannot be awaited, so it is looked for."""
     ended = asyncio.ensure_future(process.wait())
     try:
         async with asyncio.timeout(START_DEADLINE_S):
-            while (url := _read_url(ready)) is None:
+            while (status := _read(ready)) is None:
                 await asyncio.wait([ended], timeout=LOOK_S)
                 if ended.done():
                     raise MeasurementFailed(_last_words("the embedded server did not start", process, printed))
@@ -86,11 +94,16 @@ async def _url(process: asyncio.subprocess.Process, ready: Path, printed: Path) 
         raise MeasurementFailed(_last_words(text, process, printed)) from exc
     finally:
         ended.cancel()
-    return url
+    return status
 
 
-def _read_url(ready: Path) -> str | None:
-    return msgspec.json.decode(ready.read_bytes(), type=_Ready).http if ready.exists() else None
+def _read(ready: Path) -> _Ready | None:
+    return msgspec.json.decode(ready.read_bytes(), type=_Ready) if ready.exists() else None
+
+
+def _first_line(model: _Model) -> str:
+    first = model.reason.partition("\n")[0]
+    return first.removesuffix("; its last lines of output:") or model.state
 
 
 def _last_words(text: str, process: asyncio.subprocess.Process, printed: Path) -> str:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import gc
 import resource
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -117,7 +117,10 @@ async def _unless_stopped(work: Awaitable[_Result], stop: asyncio.Event) -> _Res
 async def _find(config: BenchConfig, server: EmbeddedServer | None) -> _Found:
     client = V2Client(server.url if server else config.url, min(CONTROL_DEADLINE_S, config.timeout_s))
     info = await client.server()
-    model = await client.model(config.model or await _default_model(client, server), config.model_version)
+    unready = server.unready if server else {}
+    if config.model in unready:
+        raise MeasurementFailed(f"model '{config.model}' did not start: {unready[config.model]}")
+    model = await client.model(config.model or await _default_model(client, unready), config.model_version)
     requests = _requests(config, model)
     bodies = tuple(infer_body(model.inputs, arrays, info.binary) for arrays in requests)
     answer = await client.infer(model, bodies[0])
@@ -131,14 +134,13 @@ async def _find(config: BenchConfig, server: EmbeddedServer | None) -> _Found:
     )
 
 
-async def _default_model(client: V2Client, server: EmbeddedServer | None) -> str:
+async def _default_model(client: V2Client, unready: Mapping[str, str]) -> str:
     names = await client.ready_models()
     if names is None:
         raise UsageError(f"{client.http.endpoint.url} does not list its models: name one with --model")
-    if not names and server is not None:
-        raise server.failure("no model of the embedded server is ready")
     if not names:
-        raise MeasurementFailed(f"{client.http.endpoint.url} has no model that is ready")
+        reasons = "".join(f"; {name}: {reason}" for name, reason in unready.items())
+        raise MeasurementFailed(f"{client.http.endpoint.url} has no model that is ready{reasons}")
     return names[0]
 
 

@@ -53,7 +53,7 @@ class LiveLines:
         version = f" version {target.model_version}" if target.model_version else ""
         server = f"{target.server_name} {target.server_version}".strip()
         where = "embedded server" if target.embedded else target.url
-        self._line(f"{target.model}{version} on {server} ({where}), input {'; '.join(target.inputs)}")
+        self._line(f"{target.model}{version} on {server} ({where}), sending {'; '.join(target.inputs)}")
         self._line(f"{'conc':>6} {'infer/s':>12} {'latency us':>12} {'window':>7}  state")
 
     def on_level_start(self, concurrency: int) -> None:
