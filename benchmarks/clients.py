@@ -26,7 +26,7 @@ from efserve.loadtest.closed_loop import ClosedLoop
 from harness import bare_server, make_cnn, make_identity, serving, write_request, wrk
 
 CONCURRENCIES = (1, 8, 32)
-DELAYS_MS = (2, 10)
+DELAYS_MS = (20, 100)  # the timers of event loops are a millisecond coarse
 DELAYED_SERVER = Path(__file__).parents[1] / "tests" / "v2_server.py"
 
 
