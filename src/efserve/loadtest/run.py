@@ -124,7 +124,8 @@ async def _find(config: BenchConfig, server: EmbeddedServer | None) -> _Found:
     requests = _requests(config, model)
     bodies = tuple(infer_body(model.inputs, arrays, info.binary) for arrays in requests)
     answer = await client.infer(model, bodies[0])
-    fixed = all(spec.datatype != "BYTES" and min(spec.dims[1:], default=0) >= 0 for spec in model.outputs)
+    skip = 1 if model.batches else 0
+    fixed = all(spec.datatype != "BYTES" and min(spec.dims[skip:], default=0) >= 0 for spec in model.outputs)
     return _Found(
         client=client,
         target=_target(client, info, model, requests[0], embedded=server is not None),
