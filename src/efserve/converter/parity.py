@@ -26,7 +26,7 @@ class Tolerance:
     relative: float
 
 
-TOLERANCES: dict[Precision, Tolerance] = {"fp32": Tolerance(1e-5, 1e-4), "fp16": Tolerance(1e-3, 2e-2)}
+TOLERANCES: dict[Precision, Tolerance] = {"fp32": Tolerance(1e-6, 1e-4), "fp16": Tolerance(1e-4, 2e-2)}
 _EXACT = Tolerance(0.0, 0.0)  # integers, booleans and strings
 
 

@@ -36,7 +36,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 
 def load_zoo_model(name: str, job: ConvertJob) -> TorchModel:
     """The model with the weights that the job asks for; raises UsageError for an unknown name, ConversionFailed."""
-    models = _models()
+    models = import_torchvision()
     names = models.list_models(module=models)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3)
@@ -86,7 +86,7 @@ def _fitted(preprocess: Preprocess, inputs: tuple[TensorSpec, ...], size: int) -
 def _with_weights_file(name: str, path: Path) -> nn.Module:
     """The model with a state dict from a file; its number of classes is the file's."""
     state = read_state_dict(path)
-    models = _models()
+    models = import_torchvision()
     options = dict(_SPECIAL.get(name, {}))
     module: nn.Module = models.get_model(name, **options)
     last = list(module.state_dict())[-1]
@@ -172,7 +172,7 @@ def _downloading(name: str) -> Iterator[None]:
 
 
 @cache
-def _models() -> ModuleType:
+def import_torchvision() -> ModuleType:
     """`torchvision.models`; raises ConversionFailed where torchvision is missing or does not fit torch."""
     try:
         return importlib.import_module("torchvision.models")
