@@ -1,14 +1,15 @@
 """Real stand-ins for the parts behind a frontend: models that answer at once, later, or when told to."""
 
+import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from efserve.counters import ModelCounters
 from efserve.errors import NotFound, Unavailable
 from efserve.frontend.service import IndexEntry, Placement
 from efserve.inference import BatchTiming, InferRequest, Outcome, OutputTensor
 from efserve.model_config import DynamicBatching, ModelConfig
-from efserve.tensors import Array, TensorSpec
+from efserve.tensors import TensorSpec
 
 Answerer = Callable[[InferRequest], Outcome]
 
@@ -121,7 +122,62 @@ class FakeService:
         return self.is_ready
 
 
-def constant(data: Array) -> Answerer:
-    """Always the same array as the only output."""
-    answer = (OutputTensor(data.shape, data.tobytes()),)
-    return lambda request: answer
+class MemoryTransport(asyncio.Transport):
+    """A client connection in memory: keeps what is written, and tells whether reading goes on."""
+
+    def __init__(self, protocol: asyncio.BufferedProtocol) -> None:
+        super().__init__()
+        self.written = bytearray()
+        self.is_open = True
+        self.has_eof = self.is_aborted = False
+        self.reading = True
+        self.unsent_bytes = 0
+        self._protocol = protocol
+        protocol.connection_made(self)
+
+    def send(self, data: bytes) -> None:
+        """Bytes arrive from the client, as a real transport hands them over: as long as somebody reads."""
+        rest = memoryview(data)
+        while len(rest) and self.reading and self.is_open:
+            buffer = memoryview(self._protocol.get_buffer(-1))
+            part = rest[: len(buffer)]
+            buffer[: len(part)] = part
+            self._protocol.buffer_updated(len(part))
+            rest = rest[len(part) :]
+
+    def taken(self) -> bytes:
+        """What was written since the last call."""
+        data = bytes(self.written)
+        self.written.clear()
+        return data
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += data
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        for data in list_of_data:
+            self.write(data)
+
+    def write_eof(self) -> None:
+        self.has_eof = True
+
+    def is_closing(self) -> bool:
+        return not self.is_open
+
+    def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            self._protocol.connection_lost(None)
+
+    def abort(self) -> None:
+        self.is_aborted = True
+        self.close()
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent_bytes

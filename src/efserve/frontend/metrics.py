@@ -149,10 +149,15 @@ def _family_text(family: Metric) -> str:
     name = family.samples[0].name if family.type == "counter" else family.name  # counters of others end in _total
     lines = [f"# HELP {name} {family.documentation}", f"# TYPE {name} {family.type}"]
     for sample in family.samples:
-        labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in sample.labels.items())
+        labels = ",".join(f'{name}="{_escaped(value)}"' for name, value in sorted(sample.labels.items(), key=_order))
         prefix = f"{sample.name}{{{labels}}}" if labels else sample.name
         lines.append(f"{prefix} {_plain(sample.value)}")
     return "\n".join(lines) + "\n"
+
+
+def _order(label: tuple[str, str]) -> tuple[bool, str]:
+    """Alphabetical, as Triton writes labels; a histogram's bound comes last."""
+    return label[0] == "le", label[0]
 
 
 def _escaped(text: str) -> str:
