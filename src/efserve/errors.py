@@ -32,6 +32,12 @@ class InvalidRequest(ClientError):
     """An inference or control request breaks the protocol or does not fit the model."""
 
 
+class HeadTooLarge(InvalidRequest):
+    """The head of an HTTP request is longer than the server accepts."""
+
+    http_status = 431
+
+
 class NotFound(ClientError):
     """No such model, version or route."""
 

@@ -99,6 +99,7 @@ class Connection(asyncio.BufferedProtocol):
         "_held",
         "_hub",
         "_leftover",
+        "_most_pending",
         "_owes_continue",
         "_pending",
         "_reader",
@@ -114,6 +115,7 @@ class Connection(asyncio.BufferedProtocol):
         self._hub = hub
         self._cached_heads = hub.heads.cached
         self._receive_view = hub.receive_view
+        self._most_pending = hub.limits.pipelined
         self._reader = RequestReader(hub.heads, hub.max_body_bytes)
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # set by connection_made
         self._pending: list[Exchange] = []
@@ -137,6 +139,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._special = self._hub.draining
         self._hub.connections.add(self)
         self._hub.empty.clear()
 
@@ -209,7 +212,7 @@ class Connection(asyncio.BufferedProtocol):
         self._requests += 1
         if head.connection_line is CLOSE_LINE:
             self._close_input()
-        elif len(self._pending) >= self._hub.limits.pipelined:
+        elif len(self._pending) >= self._most_pending:
             self._hold()
         try:
             head.handler(exchange, body)
@@ -238,11 +241,15 @@ class Connection(asyncio.BufferedProtocol):
             exchange.answer = answer
             return
         del pending[0]
-        self._write(exchange.head, answer)
-        while pending and (ready := pending[0].answer) is not None:
-            self._write(pending.pop(0).head, ready)
-        if self._special:
+        if pending or self._special or exchange.head.connection_line:
+            self._write(exchange.head, answer)
+            while pending and (ready := pending[0].answer) is not None:
+                self._write(pending.pop(0).head, ready)
             self._after_answer()
+        elif isinstance(answer, bytes):
+            self._transport.write(answer)
+        else:
+            self._transport.writelines(answer)
 
     def _write(self, head: Head, answer: Answer) -> None:
         line = head.connection_line
@@ -265,7 +272,7 @@ class Connection(asyncio.BufferedProtocol):
         self._send_continue()
         if self._held and not self._blocked:
             asyncio.get_running_loop().call_soon(self._release)
-        self._special = self._held or self._owes_continue
+        self._special = self._held or self._owes_continue or self._hub.draining
 
     # Life
 
@@ -282,7 +289,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def _release(self) -> None:
-        if not self._held or self._blocked or len(self._pending) > self._hub.limits.pipelined // 2:
+        if not self._held or self._blocked or len(self._pending) > self._most_pending // 2:
             return
         self._held = False
         leftover, self._leftover = self._leftover, bytearray()
@@ -292,6 +299,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def drain(self) -> None:
         """Close now unless a request has been received or its body is on the way; then close after its answer."""
+        self._special = True
         if not self._pending and self._reader.phase is Phase.HEAD:
             self._transport.close()
 

@@ -5,18 +5,12 @@ from enum import Enum
 import numpy as np
 
 from efserve.codec.compression import body_too_large
-from efserve.errors import InvalidRequest
+from efserve.errors import HeadTooLarge, InvalidRequest
 from efserve.frontend.chunked import ChunkedDecoder
 from efserve.frontend.heads import MAX_HEAD_BYTES, UNREADABLE, Head, Heads
 
 HEAD_STEP_BYTES = 2048
 EMPTY = memoryview(b"")
-
-
-class HeadTooLarge(InvalidRequest):
-    """The request head is longer than the server accepts."""
-
-    http_status = 431
 
 
 class Phase(Enum):
