@@ -5,6 +5,8 @@ import warnings
 import torch
 from torch import nn
 
+from efserve.converter.torchvision_zoo import import_torchvision
+
 
 class Linear(nn.Module):
     """[n, 4] -> [n, 3]."""
@@ -87,6 +89,16 @@ def scripted() -> torch.jit.ScriptModule:
         warnings.simplefilter("ignore")  # torch announces the end of torch.jit
         module: torch.jit.ScriptModule = torch.jit.script(Branch())
     return module
+
+
+def vision_transformer() -> nn.Module:
+    """[n, 3, 32, 32] -> [n, 1000]; in half precision onnxruntime's optimizers need care with it."""
+    torch.manual_seed(0)
+    models = import_torchvision()
+    module = models.vision_transformer.VisionTransformer(32, 16, 1, 2, 32, 32)
+    nn.init.normal_(module.heads.head.weight)  # torchvision makes it zero
+    made: nn.Module = module
+    return made
 
 
 def number() -> int:

@@ -90,6 +90,12 @@ def test_killed_convert_leaves_nothing_that_is_seen_and_the_next_cleans_up(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["Linear"]
 
 
+def test_vision_transformer_in_half_precision(tmp_path: Path) -> None:
+    words = ("torch_models:vision_transformer", "--input-shape", "3,32,32", "--precision", "fp16")
+    run = convert(tmp_path, *words)
+    assert run.returncode == 0, run.stderr
+
+
 def test_existing_version_needs_force(tmp_path: Path) -> None:
     assert convert(tmp_path, *LINEAR, "--format", "onnx").returncode == 0
     again = convert(tmp_path, *LINEAR)

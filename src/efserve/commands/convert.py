@@ -140,10 +140,9 @@ class _Steps:
 
 def _show(result: ConvertResult, console: "Console") -> None:
     from rich.table import Table
-    from rich.text import Text
 
-    title = Text(f"{result.name}: largest difference from the source, {result.precision}", style="bold")
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    console.print(f"{result.name}, {result.precision}: largest difference from the source", markup=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("File")
     for column in ("Batch", "Absolute", "Relative"):
         table.add_column(column, justify="right")

@@ -103,7 +103,12 @@ def load(source: Source) -> OnnxEngine:
     options.log_severity_level = _NOTHING
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if source.spin else "0")
     path = source.file("model.onnx")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # This optimizer crashes the process on some half precision models, vision transformers among them.
+    half = any(spec.datatype == "FP16" for spec in source.config.inputs)
+    disabled = ["NchwcTransformer"] if half else None
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+    )
     stated = {spec.name for spec in source.config.outputs}
     outputs = [node for node in session.get_outputs() if not stated or node.name in stated or node.type in _DATATYPES]
     signature = FileSignature(_specs(session.get_inputs(), "input"), _specs(outputs, "output"))
