@@ -11,6 +11,7 @@ from typing import NamedTuple
 from efserve.errors import EfserveError
 
 Buffer = bytes | bytearray | memoryview
+Body = bytes | memoryview  # of a request as it was received, or a part of one
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import msgspec
 
 from efserve.codec.v2_json import InputHead, OutputHead, RequestHead, parse_parameters, parse_request, wire_from_json
 from efserve.errors import InvalidRequest, Unsupported
-from efserve.inference import Buffer
+from efserve.inference import Body, Buffer
 from efserve.model_config import ModelConfig
 from efserve.tensors import Shape, TensorSpec, byte_size, bytes_element_ends
 
@@ -80,7 +80,7 @@ class Template:
         if len(self.outputs) == 1 and self.all_binary:
             self.only_output = self.outputs[0].index
 
-    def split(self, tail: memoryview) -> tuple[Buffer, ...]:
+    def split(self, tail: Body) -> tuple[Buffer, ...]:
         """The tensors in a binary tail; only for templates without JSON tensors."""
         if len(tail) != self.tail_bytes:
             raise InvalidRequest(
@@ -92,7 +92,7 @@ class Template:
         self.check_strings(tail)
         return tuple([tail[place[0] : place[1]] for place in self.slices if place is not None])
 
-    def check_strings(self, tail: memoryview) -> None:
+    def check_strings(self, tail: Body) -> None:
         """Raise InvalidRequest unless every BYTES input in the tail has its elements."""
         for start, stop, count, what in self.strings:
             bytes_element_ends(tail[start:stop], count, what)
@@ -103,7 +103,7 @@ class Template:
 Decoded = tuple[Template, tuple[Buffer, ...], bytes]
 
 
-def decode(model: ModelView, body: memoryview, header_length: int | None) -> Decoded:
+def decode(model: ModelView, body: Body, header_length: int | None) -> Decoded:
     """Decode one request body.
 
     `header_length` is Inference-Header-Content-Length: None when absent (all JSON), 0 for a raw request. Raises
@@ -122,11 +122,11 @@ def decode(model: ModelView, body: memoryview, header_length: int | None) -> Dec
     return _decode_parts(model, text, body[header_length:])
 
 
-def _decode_whole(model: ModelView, body: memoryview) -> Decoded:
+def _decode_whole(model: ModelView, body: Body) -> Decoded:
     return _decode_new(model, body, body[len(body) :])
 
 
-def _decode_parts(model: ModelView, text: bytes, tail: memoryview) -> Decoded:
+def _decode_parts(model: ModelView, text: bytes, tail: Body) -> Decoded:
     leading = _LEADING_ID.match(text)
     key = text if leading is None else text[leading.end() :]
     if leading is not None:
@@ -144,7 +144,7 @@ def _decode_parts(model: ModelView, text: bytes, tail: memoryview) -> Decoded:
     return decoded
 
 
-def _decode_new(model: ModelView, text: Buffer, tail: memoryview) -> Decoded:
+def _decode_new(model: ModelView, text: Buffer, tail: Body) -> Decoded:
     head = parse_request(text)
     template = build_template(model, head)
     whole_tail = None not in template.slices
@@ -152,7 +152,7 @@ def _decode_new(model: ModelView, text: Buffer, tail: memoryview) -> Decoded:
     return template, tensors, msgspec.json.encode(str(head.id))[1:-1]
 
 
-def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, tail: memoryview) -> tuple[Buffer, ...]:
+def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, tail: Body) -> tuple[Buffer, ...]:
     """Tensors of a request of which at least one is JSON."""
     if len(tail) != template.tail_bytes:
         template.split(tail)  # raises
@@ -168,7 +168,7 @@ def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, t
     return tuple(tensors)
 
 
-def _decode_raw(config: ModelConfig, model: ModelView, body: memoryview) -> Decoded:
+def _decode_raw(config: ModelConfig, model: ModelView, body: Body) -> Decoded:
     """A raw request: the body is the model's one input, whose shape follows from its size."""
     if len(config.inputs) != 1:
         raise InvalidRequest(
@@ -177,7 +177,7 @@ def _decode_raw(config: ModelConfig, model: ModelView, body: memoryview) -> Deco
         )
     spec = config.inputs[0]
     if spec.datatype == "BYTES":
-        body = memoryview(len(body).to_bytes(4, "little") + bytes(body))  # the body is the one element
+        body = len(body).to_bytes(4, "little") + bytes(body)  # the body is the one element
     shape = _raw_shape(config, spec, len(body))
     rows = _check_rows(config, [shape])
     _check_shape(config, spec, shape)

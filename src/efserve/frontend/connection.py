@@ -13,7 +13,7 @@ from efserve.errors import EfserveError, InvalidRequest
 from efserve.frontend.heads import CLOSE_LINE, UNREADABLE, Head, Heads
 from efserve.frontend.reader import Phase, RequestReader
 from efserve.frontend.responses import INTERNAL_ERROR, Answer, encode, error_answer, error_response, with_connection
-from efserve.inference import InferRequest
+from efserve.inference import Body, InferRequest
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ class Connection(asyncio.BufferedProtocol):
             end = data.find(b"\r\n\r\n") + 4
             head = self._cached_heads.get(data[:end])
             if head is not None and end + head.plain_length == nbytes:
-                self._dispatch(head, memoryview(data)[end:])
+                self._dispatch(head, data[end:])  # small enough for copies to be cheaper than views
             else:
                 self._feed(memoryview(data))
         elif self._reader.phase is Phase.BODY:
@@ -206,7 +206,7 @@ class Connection(asyncio.BufferedProtocol):
             if self._reader.expects_continue:
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
-    def _dispatch(self, head: Head, body: memoryview) -> None:
+    def _dispatch(self, head: Head, body: Body) -> None:
         exchange = Exchange(self, head)
         self._pending.append(exchange)
         self._requests += 1

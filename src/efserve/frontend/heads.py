@@ -10,6 +10,7 @@ from typing import Any
 import httptools
 
 from efserve.errors import InvalidRequest
+from efserve.inference import Body
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_CACHED_HEAD_BYTES = 2048
@@ -33,7 +34,7 @@ class Head:
     content_encoding: bytes = b""
     accept_encoding: bytes = b""
     plain_length: int = -1  # content_length, where the body needs nothing but to be read; else -1
-    handler: Callable[[Any, memoryview], None] = lambda exchange, body: None  # (Exchange, body); set by the routes
+    handler: Callable[[Any, Body], None] = lambda exchange, body: None  # (Exchange, body); set by the routes
 
 
 # Stands for a request whose head or body could not be read: its answer is the connection's last.
@@ -43,7 +44,7 @@ UNREADABLE = Head(b"", b"", connection_line=CLOSE_LINE)
 class Heads:
     """The parsed heads of one server: a bounded cache in front of the parser."""
 
-    def __init__(self, resolve: Callable[[Head], Callable[[Any, memoryview], None]], max_body_bytes: int) -> None:
+    def __init__(self, resolve: Callable[[Head], Callable[[Any, Body], None]], max_body_bytes: int) -> None:
         self._resolve = resolve
         self._max_body_bytes = max_body_bytes
         self.cached: dict[bytes, Head] = {}

@@ -13,7 +13,7 @@ from efserve.frontend.connection import Exchange
 from efserve.frontend.heads import Head
 from efserve.frontend.responses import BINARY_TYPE, INTERNAL_ERROR, JSON_TYPE, Answer, answer_head, error_answer
 from efserve.frontend.service import Service
-from efserve.inference import Buffer, InferRequest, Outcome, Outputs
+from efserve.inference import Body, Buffer, InferRequest, Outcome, Outputs
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class InferHandler:
         self._accept = choose_encoding(head.accept_encoding.decode("latin-1")) if head.accept_encoding else ""
         self._max_bytes = max_bytes
 
-    def __call__(self, exchange: Exchange, body: memoryview) -> None:
+    def __call__(self, exchange: Exchange, body: Body) -> None:
         arrival_ns = time.monotonic_ns()
         model = self._service.model(self._name, self._version)
         if self._encoding:

@@ -15,8 +15,9 @@ from efserve.frontend.heads import Head
 from efserve.frontend.infer import InferHandler
 from efserve.frontend.responses import JSON_TYPE, Response, answer_head, encode, error_response, json_response
 from efserve.frontend.service import Service
+from efserve.inference import Body
 
-Handler = Callable[[Exchange, memoryview], None]
+Handler = Callable[[Exchange, Body], None]
 Names = dict[str, str]  # what stands for M, V and R of a route
 
 
@@ -83,41 +84,41 @@ class Routes:
 
     # The server
 
-    def _server(self, names: Names, body: memoryview) -> Response:
+    def _server(self, names: Names, body: Body) -> Response:
         return json_response(server_metadata(self._server_name, __version__))
 
-    def _live(self, names: Names, body: memoryview) -> Response:
+    def _live(self, names: Names, body: Body) -> Response:
         return Response() if self._service.live() else error_response(400, "server is not live")
 
-    def _ready(self, names: Names, body: memoryview) -> Response:
+    def _ready(self, names: Names, body: Body) -> Response:
         return Response() if self._service.ready() else error_response(400, "server is not ready")
 
-    def _index(self, names: Names, body: memoryview) -> Response:
+    def _index(self, names: Names, body: Body) -> Response:
         request = parse_as(IndexRequest, body, "the repository index request") if len(body) else IndexRequest()
         entries = self._service.index(request.ready)
         return json_response([index_entry(e.name, e.version, e.state, e.reason) for e in entries])
 
     # Models
 
-    def _metadata(self, names: Names, body: memoryview) -> Response:
+    def _metadata(self, names: Names, body: Body) -> Response:
         model = self._service.model(names["M"], names.get("V", ""))
         versions = [m.version for m in self._service.models() if m.config.name == model.config.name]
         return json_response(model_metadata(model.config, model.engine, versions or [model.version]))
 
-    def _model_ready(self, names: Names, body: memoryview) -> Response:
+    def _model_ready(self, names: Names, body: Body) -> Response:
         try:
             self._service.model(names["M"], names.get("V", ""))
         except Unavailable:
             return error_response(400, "Model version not ready")
         return Response()
 
-    def _config(self, names: Names, body: memoryview) -> Response:
+    def _config(self, names: Names, body: Body) -> Response:
         # Here, because it brings protobuf, which takes a quarter of a second to load.
         from efserve.pbtxt import config_json
 
         return json_response(config_json(self._service.model(names["M"], names.get("V", "")).config))
 
-    def _statistics(self, names: Names, body: memoryview) -> Response:
+    def _statistics(self, names: Names, body: Body) -> Response:
         models = self._service.models()
         if "V" in names:
             models = [self._service.model(names["M"], names["V"])]
@@ -128,7 +129,7 @@ class Routes:
         return json_response(statistics((model.config.name, model.version, model.counters) for model in models))
 
 
-SmallRoute = Callable[[Names, memoryview], Response]
+SmallRoute = Callable[[Names, Body], Response]
 
 
 class IndexRequest(msgspec.Struct):
@@ -150,10 +151,10 @@ class Small:
         self._encoding = head.content_encoding.decode("latin-1")
         self._accept = choose_encoding(head.accept_encoding.decode("latin-1")) if head.accept_encoding else ""
 
-    def __call__(self, exchange: Exchange, body: memoryview) -> None:
+    def __call__(self, exchange: Exchange, body: Body) -> None:
         exchange.respond(self._answer(body))
 
-    def _answer(self, body: memoryview) -> bytes:
+    def _answer(self, body: Body) -> bytes:
         try:
             response = self._route(self._names, inflate(body, self._encoding, self._max_bytes))
         except EfserveError as exc:
@@ -174,7 +175,7 @@ def _path(target: bytes) -> tuple[str, ...]:
     return tuple(unquote(segment) for segment in text.strip("/").split("/"))
 
 
-def _never(names: Names, body: memoryview) -> Response:
+def _never(names: Names, body: Body) -> Response:
     """Stands in the table for inference, which has a handler of its own."""
     raise NotFound("inference has a handler of its own")
 
@@ -182,30 +183,30 @@ def _never(names: Names, body: memoryview) -> Response:
 # What the protocol knows and this server does not offer
 
 
-def _load_refused(names: Names, body: memoryview) -> Response:
+def _load_refused(names: Names, body: Body) -> Response:
     raise InvalidRequest("explicit model load / unload is not allowed if polling is enabled")
 
 
-def _memory_status(names: Names, body: memoryview) -> Response:
+def _memory_status(names: Names, body: Body) -> Response:
     if "R" in names:
         raise InvalidRequest(f"Unable to find shared memory region: '{names['R']}'")
     return json_response([])
 
 
-def _memory_unregister(names: Names, body: memoryview) -> Response:
+def _memory_unregister(names: Names, body: Body) -> Response:
     return json_response({})
 
 
-def _memory_register(names: Names, body: memoryview) -> Response:
+def _memory_register(names: Names, body: Body) -> Response:
     raise Unsupported(
         f"shared memory region '{names['R']}' was not registered: this server does not offer shared memory; "
         "send tensors as binary data"
     )
 
 
-def _trace(names: Names, body: memoryview) -> Response:
+def _trace(names: Names, body: Body) -> Response:
     raise Unsupported("trace settings are not offered by this server")
 
 
-def _logging(names: Names, body: memoryview) -> Response:
+def _logging(names: Names, body: Body) -> Response:
     raise Unsupported("log settings are not offered by this server; use its command line")
