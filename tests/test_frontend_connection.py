@@ -256,6 +256,14 @@ def test_expect_continue_waits_for_earlier_answers() -> None:
     assert values_in(transport.taken()) == [2]
 
 
+def test_continue_is_said_once() -> None:
+    transport = connect(hub_of())
+    transport.send(b"POST /v2 HTTP/1.1\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for byte in b"1\r\nx\r\n0\r\n\r\n":
+        transport.send(bytes([byte]))
+    assert transport.taken().startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 405 Method Not Allowed\r\n")
+
+
 def test_expect_continue_is_refused_for_what_is_too_large() -> None:
     transport = connect(hub_of())
     transport.send(b"POST /v2 HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 200001\r\n\r\n")

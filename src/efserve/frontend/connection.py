@@ -204,6 +204,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._owes_continue and not self._pending:
             self._owes_continue = False
             if self._reader.expects_continue:
+                self._reader.expects_continue = False
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _dispatch(self, head: Head, body: Body) -> None:

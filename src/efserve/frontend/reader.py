@@ -30,10 +30,21 @@ class RequestReader:
     received in place: `room` is where its next bytes belong, `filled` says how many have been put there.
     """
 
-    __slots__ = ("_body", "_chunks", "_filled", "_head", "_heads", "_max_body_bytes", "_partial", "phase")
+    __slots__ = (
+        "_body",
+        "_chunks",
+        "_filled",
+        "_head",
+        "_heads",
+        "_max_body_bytes",
+        "_partial",
+        "expects_continue",
+        "phase",
+    )
 
     def __init__(self, heads: Heads, max_body_bytes: int) -> None:
         self.phase = Phase.HEAD
+        self.expects_continue = False  # the client sends no byte of the body before it is told to
         self._heads = heads
         self._max_body_bytes = max_body_bytes
         self._partial = bytearray()  # the beginning of a head
@@ -46,11 +57,6 @@ class RequestReader:
     def fresh(self) -> bool:
         """True when the next byte begins a new head."""
         return self.phase is Phase.HEAD and not self._partial
-
-    @property
-    def expects_continue(self) -> bool:
-        """True while a body is awaited of which the client sends nothing before it is told to."""
-        return bool(self._head.expect) and self.phase in (Phase.BODY, Phase.CHUNKS) and not self.received_bytes
 
     @property
     def received_bytes(self) -> int:
@@ -71,6 +77,7 @@ class RequestReader:
                 self.filled(len(part))
                 data = data[len(part) :]
             elif self.phase is Phase.CHUNKS and self._chunks is not None:
+                self.expects_continue = False
                 data = self._chunks.feed(data)
                 if self._chunks.complete:
                     self.phase, self._body = Phase.DONE, memoryview(self._chunks.body)
@@ -84,6 +91,7 @@ class RequestReader:
 
     def filled(self, size_bytes: int) -> bool:
         """Bytes have been put at the beginning of `room()`; returns whether the request is whole now."""
+        self.expects_continue = False
         self._filled += size_bytes
         whole = self._filled == len(self._body)
         if whole:
@@ -100,6 +108,7 @@ class RequestReader:
         """Read no further requests."""
         self.phase, self._body, self._chunks, self._filled = Phase.CLOSED, EMPTY, None, 0
         self._partial = bytearray()
+        self.expects_continue = False
 
     def _feed_head(self, data: memoryview) -> memoryview:
         partial = self._partial
@@ -125,6 +134,7 @@ class RequestReader:
             raise body_too_large(limit, size)
         if head.expect not in (b"", b"100-continue"):
             raise InvalidRequest(f"Expect is {head.expect.decode('latin-1')!r}, only '100-continue' is known")
+        self.expects_continue = bool(head.expect) and (head.chunked or size > 0)
         if head.chunked:
             self.phase, self._chunks = Phase.CHUNKS, ChunkedDecoder(limit)
         elif size:
