@@ -146,6 +146,12 @@ def test_config_that_fits_is_kept_and_another_needs_force(tmp_path: Path) -> Non
     assert "TYPE_FP16" in path.read_text()
 
 
+def test_comparison_of_zeros_is_remarked(tmp_path: Path) -> None:
+    torch.save({"linear.weight": torch.zeros(3, 4), "linear.bias": torch.zeros(3)}, tmp_path / "zeros.pth")
+    result = run(tmp_path, "Linear", input_shape=("4",), weights=str(tmp_path / "zeros.pth"))
+    assert "nothing but zeros" in result.notes[0]
+
+
 def test_weights_file_is_loaded_or_told_apart(tmp_path: Path) -> None:
     wanted, other = tmp_path / "wanted.pth", tmp_path / "other.pth"
     state = {name: torch.full_like(tensor, 0.5) for name, tensor in Linear().state_dict().items()}

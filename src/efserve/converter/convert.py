@@ -2,10 +2,12 @@
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from efserve.converter.config_text import config_text
 from efserve.converter.install import install, staging
@@ -129,8 +131,15 @@ def _write(conversion: _Conversion, job: ConvertJob, folder: Path, on_step: OnSt
         max_batch_size=conversion.config.max_batch_size,
         precision=job.precision,
         parity=tuple(parity),
-        notes=conversion.notes + (("config.pbtxt was there and fits: it is kept",) if keeps_config else ()),
+        notes=conversion.notes + tuple(_remarks(conversion.cases, keeps_config)),
     )
+
+
+def _remarks(cases: tuple[Case, ...], keeps_config: bool) -> Iterator[str]:
+    if keeps_config:
+        yield "config.pbtxt was there and fits: it is kept"
+    if not any(np.any(output) for case in cases for output in case.outputs):
+        yield "the source answers nothing but zeros, so the comparison says little"
 
 
 def _check(file_format: Format, version: Path, conversion: _Conversion, job: ConvertJob) -> tuple[Difference, ...]:
