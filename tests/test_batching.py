@@ -115,12 +115,6 @@ def test_a_request_may_shorten_its_timeout_only_where_allowed() -> None:
         assert queue.due_ns(0) == expected
 
 
-def test_cancelled_requests_do_not_run() -> None:
-    queue = filled(BatchQueue(2, DynamicBatching()), requests := [request() for _ in range(4)])
-    requests[0].cancelled = requests[1].cancelled = requests[2].cancelled = True
-    assert queue.take(0) == [requests[3]]
-
-
 def test_put_back_goes_first_and_in_order() -> None:
     queue = filled(BatchQueue(8, None), [request(1)])
     queue.put_back([request(2), request(3)])

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from efserve.errors import Unavailable
+from efserve.errors import Cancelled, Unavailable
 from efserve.inference import InferRequest, Outcome
 from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy
 from efserve.routing import Action, Fail, RestartPolicy, Router, Send
@@ -62,6 +62,20 @@ def test_a_late_request_is_rejected_when_time_has_passed() -> None:
     (action,) = r.tick(5_000)
     assert isinstance(action, Fail)
     assert str(action.error) == "Request timeout expired"
+
+
+def test_cancelled_requests_do_not_run() -> None:
+    r = router()
+    gone, wanted = request(), request()
+    for each in (gone, wanted):
+        r.add(each)
+    gone.cancelled = True
+    failed, sent = r.worker_ready(1, 2, 0)
+    assert isinstance(failed, Fail)
+    assert failed.request is gone
+    assert isinstance(failed.error, Cancelled)
+    assert isinstance(sent, Send)
+    assert sent.batch == [wanted]
 
 
 def test_after_a_death_requests_run_once_more_and_alone() -> None:

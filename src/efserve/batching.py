@@ -78,11 +78,7 @@ class BatchQueue:
 
     def take(self, now_ns: int) -> list[InferRequest]:
         """The batch that should run now, taken out; empty when nothing waits or it is worth waiting for more."""
-        while count := self._count(now_ns):
-            batch = [(self._waiting or self._delayed).popleft() for _ in range(count)]
-            if wanted := [request for request in batch if not request.cancelled]:
-                return wanted
-        return []
+        return [(self._waiting or self._delayed).popleft() for _ in range(self._count(now_ns))]
 
     def due_ns(self, now_ns: int) -> int | None:
         """When to look again if nothing arrives and no worker becomes free: a delay ends or a deadline passes.

@@ -50,6 +50,10 @@ class Unsupported(ClientError):
     http_status = 501
 
 
+class Cancelled(ClientError):
+    """The client went away before its request ran; nobody reads this."""
+
+
 class ServerError(EfserveError):
     """Something on our side failed."""
 

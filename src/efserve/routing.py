@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from efserve.batching import BatchQueue
-from efserve.errors import EfserveError, Unavailable
+from efserve.errors import Cancelled, EfserveError, Unavailable
 from efserve.inference import InferRequest
 from efserve.model_config import ModelConfig
 
@@ -145,6 +145,11 @@ class Router:
             batch = queue.take(now_ns)
             if not batch:
                 break
+            if gone := [request for request in batch if request.cancelled]:
+                actions.extend(Fail(request, Cancelled("the client has gone")) for request in gone)
+                batch = [request for request in batch if not request.cancelled]
+                if not batch:
+                    continue
             slots = self._workers[worker]
             slot = slots.free.pop()
             slots.running[slot] = batch

@@ -79,6 +79,7 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
             host = f"[{config.host}]" if ":" in config.host else config.host
             status = _status(catalog, f"http://{host}:{http_port}", f"http://{host}:{metrics_port}")
             _report(status, config, on_ready)
+            gc.freeze()  # what has been loaded stays: no collection needs to look at it again
             await stop.wait()
         finally:
             await _shut_down(catalog, http, metrics, stop, config.drain_s)

@@ -12,13 +12,13 @@ from enum import Enum
 from functools import partial
 from itertools import count
 
-from efserve.counters import BACKEND, REJECTED, ModelCounters
+from efserve.counters import BACKEND, CANCELED, REJECTED, ModelCounters
 from efserve.devices import Partition
-from efserve.errors import LoadFailed, Unavailable
+from efserve.errors import Cancelled, LoadFailed, Unavailable
 from efserve.inference import BatchTiming, InferRequest, Outcome
 from efserve.model_config import DEFAULT_MAX_BATCH, ModelConfig
 from efserve.repository import ModelVersion
-from efserve.routing import Action, RestartPolicy, Router, Send
+from efserve.routing import Action, Fail, RestartPolicy, Router, Send
 from efserve.server.options import ServeConfig
 from efserve.worker.handle import Worker, WorkerState
 from efserve.worker.spec import WorkerSpec
@@ -218,10 +218,14 @@ class ServedVersion:
             if isinstance(action, Send):
                 self.workers[action.worker].send(action.slot, action.batch)
             else:
-                self.counters.failed(REJECTED, time.monotonic_ns() - action.request.arrival_ns)
-                action.request.done(action.error)
+                self._answer_failed(action)
         if self._is_timed:
             self._set_timer()
+
+    def _answer_failed(self, failure: Fail) -> None:
+        waited_ns = time.monotonic_ns() - failure.request.arrival_ns
+        self.counters.failed(CANCELED if isinstance(failure.error, Cancelled) else REJECTED, waited_ns)
+        failure.request.done(failure.error)
 
     def _set_timer(self) -> None:
         assert self._router is not None
