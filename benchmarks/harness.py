@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -130,8 +131,7 @@ def write_request(path: Path, shape: Sequence[int], seed: int = 0) -> int:
 @contextlib.contextmanager
 def serving(root: Path, *options: str) -> Iterator[Server]:
     """`efserve serve` on free ports with the models of `root`, ready; ended with the block."""
-    ready = root / ".ready.json"
-    ready.unlink(missing_ok=True)
+    ready = Path(tempfile.mkdtemp(prefix="efserve-")) / "ready.json"
     command = [sys.executable, "-m", "efserve", "serve", "--model-repository", str(root), "--http-port", "0"]
     command += ["--metrics-port", "0", "--ready-file", str(ready), "--exit-on-error", *options]
     started = time.monotonic()
@@ -148,6 +148,7 @@ def serving(root: Path, *options: str) -> Iterator[Server]:
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
+        shutil.rmtree(ready.parent)
 
 
 @contextlib.contextmanager
