@@ -141,7 +141,7 @@ def test_reading_stops_at_the_limit_of_pipelined_requests_and_goes_on() -> None:
 def test_a_client_that_does_not_read_is_not_read_from() -> None:
     hub = hub_of(FakeModel(identity_config()))
     transport = connect(hub)
-    (connection,) = hub.connections
+    (connection,) = hub.group.members
     connection.pause_writing()
     assert not transport.reading
     connection.resume_writing()
@@ -158,7 +158,7 @@ def test_a_gone_client_cancels_its_requests_and_gets_no_answer() -> None:
     requests = list(model.waiting)
     transport.close()
     assert [request.cancelled for request in requests] == [True, True]
-    assert not hub.connections
+    assert not hub.group.members
     for request in requests:
         model.finish(request)
     assert transport.taken() == b""
@@ -231,10 +231,10 @@ def test_what_is_unreadable_is_answered_last_and_the_client_may_still_send() -> 
     assert b"request body of 200001 bytes is larger than the limit of 200000 bytes" in second
     assert transport.has_eof
     transport.send(bytes(100_000))
-    hub.sweep(0)
-    hub.sweep(1.9)
+    hub.group.sweep(0)
+    hub.group.sweep(1.9)
     assert transport.is_open
-    hub.sweep(2.1)
+    hub.group.sweep(2.1)
     assert transport.is_aborted
 
 
@@ -311,13 +311,13 @@ def test_what_does_not_move_is_closed(sent: bytes, limit_s: float, answer: bytes
     transport = connect(hub)
     transport.send(sent)
     transport.taken()
-    hub.sweep(1000)
-    hub.sweep(1000 + limit_s)
+    hub.group.sweep(1000)
+    hub.group.sweep(1000 + limit_s)
     assert transport.is_open
-    hub.sweep(1000.5 + limit_s)
+    hub.group.sweep(1000.5 + limit_s)
     assert answer in transport.taken()
-    hub.sweep(1001 + limit_s)
-    hub.sweep(1004 + limit_s)
+    hub.group.sweep(1001 + limit_s)
+    hub.group.sweep(1004 + limit_s)
     assert not transport.is_open
 
 
@@ -328,7 +328,7 @@ def test_a_body_that_grows_is_waited_for_and_a_head_that_trickles_is_not() -> No
     for second in range(0, 60, 20):
         body.send(b"x")
         head.send(b"G")
-        hub.sweep(second)
+        hub.group.sweep(second)
     assert body.is_open
     assert b"408" not in body.taken()
     assert b"408 Request Timeout" in head.taken()
@@ -340,7 +340,7 @@ def test_a_reader_that_takes_nothing_is_closed_and_a_slow_one_is_not() -> None:
     stuck.unsent_bytes = 1000
     for second in range(0, 80, 20):
         slow.unsent_bytes = 1000 - second
-        hub.sweep(second)
+        hub.group.sweep(second)
     assert slow.is_open
     assert stuck.is_aborted
 
@@ -351,7 +351,7 @@ def test_a_request_that_waits_for_its_model_has_all_the_time() -> None:
     transport = connect(hub)
     transport.send(infer_bytes([1]))
     for second in range(0, 10_000, 1000):
-        hub.sweep(second)
+        hub.group.sweep(second)
     model.finish(model.waiting[0])
     assert values_in(transport.taken()) == [1]
 
@@ -364,7 +364,7 @@ def test_draining_closes_the_idle_at_once_and_the_busy_after_their_answer() -> N
     busy.send(infer_bytes([1]) + infer_bytes([2]))
     request = infer_bytes([3])
     sending.send(request[:-10])
-    hub.drain()
+    hub.group.drain()
     assert [transport.is_open for transport in (idle, partial, busy, sending)] == [False, False, True, True]
     for _ in range(2):
         model.finish(model.waiting[0])
@@ -375,6 +375,6 @@ def test_draining_closes_the_idle_at_once_and_the_busy_after_their_answer() -> N
     sending.send(request[-10:])
     model.finish(model.waiting[0])
     assert sending.taken().startswith(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")
-    assert not hub.empty.is_set()
-    hub.abort()
-    assert hub.empty.is_set()
+    assert not hub.group.empty.is_set()
+    hub.group.abort()
+    assert hub.group.empty.is_set()

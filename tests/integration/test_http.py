@@ -16,7 +16,8 @@ import tritonclient.http as triton
 import uvloop
 from tritonclient.utils import InferenceServerException
 
-from efserve.frontend.http1 import HttpServer
+from efserve.frontend.http1 import http_port
+from efserve.frontend.port import Port
 from efserve.model_config import ModelConfig
 from efserve.tensors import NUMPY_DTYPES, TensorSpec
 from fakes import FakeModel, FakeService, identity_config
@@ -29,7 +30,7 @@ class Served:
     """A server in a loop and thread of its own."""
 
     port: int
-    server: HttpServer
+    server: Port
     loop: asyncio.AbstractEventLoop
 
     @property
@@ -59,7 +60,7 @@ def serving(
     loop = new_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    server = HttpServer(FakeService(*models), max_request_bytes=MAX_BYTES)
+    server = http_port(FakeService(*models), max_request_bytes=MAX_BYTES)
     port = asyncio.run_coroutine_threadsafe(server.start("127.0.0.1", 0), loop).result(10)
     served = Served(port, server, loop)
     try:

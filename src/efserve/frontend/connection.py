@@ -11,6 +11,7 @@ from typing import cast
 
 from efserve.errors import EfserveError, InvalidRequest
 from efserve.frontend.heads import CLOSE_LINE, UNREADABLE, Head, Heads
+from efserve.frontend.port import Group
 from efserve.frontend.reader import Phase, RequestReader
 from efserve.frontend.responses import INTERNAL_ERROR, Answer, encode, error_answer, error_response, with_connection
 from efserve.inference import Body, InferRequest
@@ -61,27 +62,8 @@ class Hub:
         self.heads = heads
         self.max_body_bytes = max_body_bytes
         self.limits = limits
-        self.draining = False
-        self.connections: set[Connection] = set()
-        self.empty = asyncio.Event()
-        self.empty.set()
+        self.group = Group()
         self.receive_view = memoryview(bytearray(RECEIVE_BYTES))  # its content is taken before the next read
-
-    def drain(self) -> None:
-        """Let every connection finish what it has begun."""
-        self.draining = True
-        for connection in list(self.connections):
-            connection.drain()
-
-    def abort(self) -> None:
-        """Close every connection at once."""
-        for connection in list(self.connections):
-            connection.abort()
-
-    def sweep(self, now_s: float) -> None:
-        """Close what has been idle, slow or stuck for too long; to be called about once a second."""
-        for connection in list(self.connections):
-            connection.sweep(now_s)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -139,18 +121,15 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._special = self._hub.draining
-        self._hub.connections.add(self)
-        self._hub.empty.clear()
+        self._special = self._hub.group.draining
+        self._hub.group.join(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         for exchange in self._pending:
             exchange.cancel()
         self._pending.clear()
         self._close_input()
-        self._hub.connections.discard(self)
-        if not self._hub.connections:
-            self._hub.empty.set()
+        self._hub.group.leave(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._fresh or self._reader.phase is not Phase.BODY:
@@ -254,7 +233,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _write(self, head: Head, answer: Answer) -> None:
         line = head.connection_line
-        if self._hub.draining and not self._pending and self._reader.phase is Phase.HEAD:
+        if self._hub.group.draining and not self._pending and self._reader.phase is Phase.HEAD:
             line = CLOSE_LINE
         if line:
             answer = with_connection(answer, line)
@@ -273,7 +252,7 @@ class Connection(asyncio.BufferedProtocol):
         self._send_continue()
         if self._held and not self._blocked:
             asyncio.get_running_loop().call_soon(self._release)
-        self._special = self._held or self._owes_continue or self._hub.draining
+        self._special = self._held or self._owes_continue or self._hub.group.draining
 
     # Life
 

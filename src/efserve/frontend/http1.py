@@ -1,82 +1,17 @@
-"""The HTTP/1.1 server of the v2 port: its listening socket, its connections, and a sweep once a second."""
-
-import asyncio
+"""The v2 port over HTTP/1.1."""
 
 from efserve.frontend.connection import Connection, Hub, Limits
 from efserve.frontend.heads import Heads
+from efserve.frontend.port import Port
 from efserve.frontend.routes import Routes
 from efserve.frontend.service import Service
 
-SWEEP_S = 1.0
-BACKLOG = 1024
 
-
-class HttpServer:
-    """Serves the KServe v2 routes of one service over HTTP/1.1."""
-
-    def __init__(
-        self,
-        service: Service,
-        *,
-        max_request_bytes: int,
-        server_name: str = "efserve",
-        keep_alive_s: float = 75.0,
-    ) -> None:
-        self._service = service
-        self._max_request_bytes = max_request_bytes
-        self._server_name = server_name
-        self._limits = Limits(keep_alive_s=keep_alive_s)
-        self._hub: Hub | None = None
-        self._server: asyncio.Server | None = None
-        self._sweep: asyncio.TimerHandle | None = None
-
-    @property
-    def connections(self) -> int:
-        """Open connections."""
-        return len(self._hub.connections) if self._hub else 0
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that are received and not answered yet."""
-        return sum(connection.pending for connection in self._hub.connections) if self._hub else 0
-
-    async def start(self, host: str, port: int) -> int:
-        """Listen, and return the bound port (`port` 0: any free one). Raises OSError where it cannot listen."""
-        routes = Routes(self._service, self._server_name, self._max_request_bytes)
-        hub = Hub(Heads(routes.resolve, self._max_request_bytes), self._max_request_bytes, self._limits)
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(hub), host, port, backlog=BACKLOG)
-        self._hub = hub
-        self._sweep = loop.call_later(SWEEP_S, self._sweep_and_again)
-        return int(self._server.sockets[0].getsockname()[1])
-
-    def _sweep_and_again(self) -> None:
-        loop = asyncio.get_running_loop()
-        if self._hub:
-            self._hub.sweep(loop.time())
-        self._sweep = loop.call_later(SWEEP_S, self._sweep_and_again)
-
-    def stop_accepting(self) -> None:
-        """Close the listening socket; open connections go on."""
-        if self._server:
-            self._server.close()
-            self._server = None
-
-    async def drain(self, deadline_s: float) -> None:
-        """Close idle connections now and busy ones after their answers; after the deadline, all of them."""
-        if self._hub is None:
-            return
-        self._hub.drain()
-        try:
-            async with asyncio.timeout(deadline_s):
-                await self._hub.empty.wait()
-        except TimeoutError:
-            self._hub.abort()
-
-    def close(self) -> None:
-        """Stop at once: no more connections, no more answers."""
-        self.stop_accepting()
-        if self._sweep:
-            self._sweep.cancel()
-        if self._hub:
-            self._hub.abort()
+def http_port(
+    service: Service, *, max_request_bytes: int, server_name: str = "efserve", keep_alive_s: float = 75.0
+) -> Port:
+    """A port that serves the KServe v2 routes of one service over HTTP/1.1."""
+    routes = Routes(service, server_name, max_request_bytes)
+    limits = Limits(keep_alive_s=keep_alive_s)
+    hub = Hub(Heads(routes.resolve, max_request_bytes), max_request_bytes, limits)
+    return Port(lambda: Connection(hub), hub.group)

@@ -71,6 +71,13 @@ class Routes:
             return InferHandler(self._service, names["M"], names.get("V", ""), head, self._max_bytes)
         return Small(head, self._max_bytes, small, names)
 
+    def ask(self, method: str, path: tuple[str, ...], body: bytes = b"") -> Response:
+        """What a small route answers, for those that do not come over HTTP; raises EfserveError as the route does."""
+        methods, names = self._find(path)
+        if methods is None or method not in methods:
+            raise Unsupported(f"this server does not offer {method} /{'/'.join(path)}")
+        return methods[method](names, body)
+
     def _find(self, path: tuple[str, ...]) -> tuple[dict[str, "SmallRoute"] | None, Names]:
         found = self._table.get(path)  # fixed routes first: a model may not shadow /v2/models/stats
         if found is not None and not {"M", "V", "R"} & set(path):

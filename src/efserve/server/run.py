@@ -16,7 +16,8 @@ import uvloop
 
 from efserve.devices import available_cores
 from efserve.errors import EfserveError, LoadFailed, UsageError
-from efserve.frontend.http1 import HttpServer
+from efserve.frontend.http1 import http_port
+from efserve.frontend.port import Port
 from efserve.repository import ModelFolder, read_labels, scan
 from efserve.server.catalog import Catalog
 from efserve.server.metrics_port import MetricsPort
@@ -67,7 +68,7 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
         catalog.add_broken(name, str(error))
     for folder in found.models:
         _add_versions(catalog, folder, config)
-    http = HttpServer(catalog, max_request_bytes=config.max_request_bytes, server_name=config.server_name)
+    http = http_port(catalog, max_request_bytes=config.max_request_bytes, server_name=config.server_name)
     metrics = MetricsPort(catalog)
     stop = _StopSignal()
     with stop.installed(config.exit_with_parent):
@@ -161,9 +162,7 @@ def _write_whole(path: Path, data: bytes) -> None:
         raise UsageError(f"--ready-file {path} cannot be written: {exc.strerror}") from exc
 
 
-async def _shut_down(
-    catalog: Catalog, http: HttpServer, metrics: MetricsPort, stop: "_StopSignal", drain_s: float
-) -> None:
+async def _shut_down(catalog: Catalog, http: Port, metrics: MetricsPort, stop: "_StopSignal", drain_s: float) -> None:
     """Stops accepting, lets what is in flight finish, ends the workers; a second signal skips the waiting."""
     catalog.set_stopping()
     http.stop_accepting()
