@@ -45,6 +45,7 @@ class Server:
     """A running `efserve serve`."""
 
     url: str
+    grpc: str  # HOST:PORT
     pid: int
     ready_s: float
     worker_pids: tuple[int, ...]
@@ -133,7 +134,7 @@ def serving(root: Path, *options: str) -> Iterator[Server]:
     """`efserve serve` on free ports with the models of `root`, ready; ended with the block."""
     ready = Path(tempfile.mkdtemp(prefix="efserve-")) / "ready.json"
     command = [sys.executable, "-m", "efserve", "serve", "--model-repository", str(root), "--http-port", "0"]
-    command += ["--metrics-port", "0", "--ready-file", str(ready), "--exit-on-error", *options]
+    command += ["--grpc-port", "0", "--metrics-port", "0", "--ready-file", str(ready), "--exit-on-error", *options]
     started = time.monotonic()
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
@@ -144,7 +145,7 @@ def serving(root: Path, *options: str) -> Iterator[Server]:
         ready_s = time.monotonic() - started
         status = json.loads(ready.read_text())
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        yield Server(status["http"], process.pid, ready_s, tuple(int(pid) for pid in children))
+        yield Server(status["http"], status["grpc"], process.pid, ready_s, tuple(int(pid) for pid in children))
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)

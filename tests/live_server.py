@@ -37,6 +37,11 @@ class RunningServer:
         return self.url.removeprefix("http://")
 
     @property
+    def grpc(self) -> str:
+        """HOST:PORT of gRPC."""
+        return str(self.status["grpc"])
+
+    @property
     def worker_pids(self) -> list[int]:
         pid = self.process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -82,7 +87,8 @@ def serve(*options: str | Path, repository: Path | None = None) -> Iterator[Runn
     """A server with these options that has started its models; killed at the end if it still runs."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.json"
-        command = [sys.executable, "-m", "efserve", "serve", "--http-port", "0", "--metrics-port", "0"]
+        command = [sys.executable, "-m", "efserve", "serve", "--http-port", "0", "--grpc-port", "0"]
+        command += ["--metrics-port", "0"]
         command += ["--ready-file", str(ready)]
         if repository is not None:
             command += ["--model-repository", str(repository)]

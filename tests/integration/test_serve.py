@@ -205,7 +205,7 @@ def test_a_model_that_cannot_load_does_not_stop_the_others() -> None:
 
 def test_exit_on_error() -> None:
     command = [sys.executable, "-m", "efserve", "serve", "--model-repository", str(MODELS), "--model", "raises_in_load"]
-    command += ["--http-port", "0", "--metrics-port", "0", "--exit-on-error"]
+    command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--exit-on-error"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert "model 'raises_in_load' did not start" in ended.stderr

@@ -52,6 +52,14 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     help="KServe v2 over HTTP; 0: any free port.",
 )
 @click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    default=8001,
+    show_default=True,
+    help="KServe v2 over gRPC; 0: any free port.",
+)
+@click.option("--grpc/--no-grpc", default=True, help="Offer gRPC.  [default: yes]")
+@click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
     default=8002,
@@ -125,4 +133,5 @@ def _print_status(status: "ServerStatus") -> None:
     for model in status.models:
         if model.reason:
             console.print(f"[red]{escape(model.name)}[/]: {escape(model.reason)}")
-    console.print(f"\nHTTP     {status.http}/v2\nmetrics  {status.metrics}/metrics\nCtrl-C stops.")
+    grpc = f"\ngRPC     {status.grpc}" if status.grpc else ""
+    console.print(f"\nHTTP     {status.http}/v2{grpc}\nmetrics  {status.metrics}/metrics\nCtrl-C stops.")

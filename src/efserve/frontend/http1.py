@@ -7,7 +7,7 @@ from efserve.frontend.routes import Routes
 from efserve.frontend.service import Service
 
 
-def http_port(
+def open_http(
     service: Service, *, max_request_bytes: int, server_name: str = "efserve", keep_alive_s: float = 75.0
 ) -> Port:
     """A port that serves the KServe v2 routes of one service over HTTP/1.1."""

@@ -65,9 +65,12 @@ class Group:
 class Port:
     """Accepts connections, each handled by a protocol of `connect`, which joins `group`."""
 
-    def __init__(self, connect: Callable[[], asyncio.BaseProtocol], group: Group) -> None:
+    def __init__(
+        self, connect: Callable[[], asyncio.BaseProtocol], group: Group, also: Callable[[], None] = lambda: None
+    ) -> None:
         self._connect = connect
         self._group = group
+        self._also = also  # is called with each sweep
         self._server: asyncio.Server | None = None
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -91,6 +94,7 @@ class Port:
     def _sweep_and_again(self) -> None:
         loop = asyncio.get_running_loop()
         self._group.sweep(loop.time())
+        self._also()
         self._sweep = loop.call_later(SWEEP_S, self._sweep_and_again)
 
     def stop_accepting(self) -> None:

@@ -18,6 +18,8 @@ class ServeConfig:
     spin: bool = False
     host: str = "127.0.0.1"
     http_port: int = 8000
+    grpc_port: int = 8001
+    grpc: bool = True
     metrics_port: int = 8002
     max_request_bytes: int = 64 * 2**20
     load_timeout_s: float = 300.0

@@ -16,7 +16,7 @@ import uvloop
 
 from efserve.devices import available_cores
 from efserve.errors import EfserveError, LoadFailed, UsageError
-from efserve.frontend.http1 import http_port
+from efserve.frontend.http1 import open_http
 from efserve.frontend.port import Port
 from efserve.repository import ModelFolder, read_labels, scan
 from efserve.server.catalog import Catalog
@@ -49,6 +49,7 @@ class ServerStatus:
 
     pid: int
     http: str
+    grpc: str  # empty: not offered
     metrics: str
     models: tuple[ModelStatus, ...]
 
@@ -68,23 +69,39 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
         catalog.add_broken(name, str(error))
     for folder in found.models:
         _add_versions(catalog, folder, config)
-    http = http_port(catalog, max_request_bytes=config.max_request_bytes, server_name=config.server_name)
+    http = open_http(catalog, max_request_bytes=config.max_request_bytes, server_name=config.server_name)
+    grpc = _open_grpc(catalog, config)
+    ports = [http, grpc] if grpc else [http]
     metrics = MetricsPort(catalog)
     stop = _StopSignal()
     with stop.installed(config.exit_with_parent):
         try:
             http_port = await _listen(http.start, config.host, config.http_port, "--http-port")
+            grpc_port = await _listen(grpc.start, config.host, config.grpc_port, "--grpc-port") if grpc else 0
             starting = asyncio.ensure_future(_start_models(catalog))
             metrics_port = await _listen(metrics.start, config.host, config.metrics_port, "--metrics-port")
             if not await stop.during(starting):
                 return
             host = f"[{config.host}]" if ":" in config.host else config.host
-            status = _status(catalog, f"http://{host}:{http_port}", f"http://{host}:{metrics_port}")
+            urls = (
+                f"http://{host}:{http_port}",
+                f"{host}:{grpc_port}" if grpc else "",
+                f"http://{host}:{metrics_port}",
+            )
+            status = _status(catalog, *urls)
             _report(status, config, on_ready)
             gc.freeze()  # what has been loaded stays: no collection needs to look at it again
             await stop.wait()
         finally:
-            await _shut_down(catalog, http, metrics, stop, config.drain_s)
+            await _shut_down(catalog, ports, metrics, stop, config.drain_s)
+
+
+def _open_grpc(catalog: Catalog, config: ServeConfig) -> Port | None:
+    if not config.grpc:
+        return None
+    from efserve.frontend.grpc import open_grpc  # here, for it brings gRPC's messages, which not every server needs
+
+    return open_grpc(catalog, max_request_bytes=config.max_request_bytes, server_name=config.server_name)
 
 
 def _add_versions(catalog: Catalog, folder: ModelFolder, config: ServeConfig) -> None:
@@ -121,7 +138,7 @@ async def _listen(start: Callable[[str, int], Awaitable[int]], host: str, port: 
         ) from exc
 
 
-def _status(catalog: Catalog, http: str, metrics: str) -> ServerStatus:
+def _status(catalog: Catalog, http: str, grpc: str, metrics: str) -> ServerStatus:
     served = [
         ModelStatus(
             name=version.name,
@@ -140,7 +157,7 @@ def _status(catalog: Catalog, http: str, metrics: str) -> ServerStatus:
         for entry in catalog.index(only_ready=False)
         if not entry.version
     ]
-    return ServerStatus(os.getpid(), http, metrics, (*served, *broken))
+    return ServerStatus(os.getpid(), http, grpc, metrics, (*served, *broken))
 
 
 def _report(status: ServerStatus, config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
@@ -162,15 +179,18 @@ def _write_whole(path: Path, data: bytes) -> None:
         raise UsageError(f"--ready-file {path} cannot be written: {exc.strerror}") from exc
 
 
-async def _shut_down(catalog: Catalog, http: Port, metrics: MetricsPort, stop: "_StopSignal", drain_s: float) -> None:
+async def _shut_down(
+    catalog: Catalog, ports: list[Port], metrics: MetricsPort, stop: "_StopSignal", drain_s: float
+) -> None:
     """Stops accepting, lets what is in flight finish, ends the workers; a second signal skips the waiting."""
     catalog.set_stopping()
-    http.stop_accepting()
+    for port in ports:
+        port.stop_accepting()
 
     deadline_s = asyncio.get_running_loop().time() + drain_s
 
     async def politely() -> None:
-        await http.drain(drain_s)
+        await asyncio.gather(*(port.drain(drain_s) for port in ports))
         left_s = max(_WORKER_STOP_S, deadline_s - asyncio.get_running_loop().time())
         await asyncio.gather(*(version.stop(left_s) for version in catalog))
 
@@ -178,7 +198,8 @@ async def _shut_down(catalog: Catalog, http: Port, metrics: MetricsPort, stop: "
         for version in catalog:
             version.kill()
         await asyncio.gather(*(version.stop(0) for version in catalog))
-    http.close()
+    for port in ports:
+        port.close()
     await metrics.stop()
 
 

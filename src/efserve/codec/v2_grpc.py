@@ -1,0 +1,354 @@
+"""Inference requests and answers of the v2 protocol as protobuf messages, checked as those over HTTP are.
+
+A ModelInferRequest is its head, which says names and shapes, and the raw contents. Clients repeat their heads, but for
+the id: what a head says is worked out once, and looked up from then on by its bytes. Answers are written the same way.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2 as pb
+
+from efserve.codec.v2_infer import (
+    MAX_CACHED_TEMPLATES,
+    MAX_CACHED_TEXT_BYTES,
+    ModelView,
+    OutputPlan,
+    Template,
+    build_template,
+)
+from efserve.codec.v2_json import InputHead, InputParameters, OutputHead, OutputParameters, RequestHead
+from efserve.codec.v2_response import classify
+from efserve.errors import InvalidRequest
+from efserve.inference import Body, Buffer, Outputs
+from efserve.tensors import NUMPY_DTYPES, bytes_element_ends, encode_bytes
+
+_Told = TypeVar("_Told")
+
+MAX_CACHED_ANSWERS = 64
+FINAL_RESPONSE = "triton_final_response"
+
+# Tags of length-delimited fields: number << 3 | 2
+_NAME, _VERSION, _ID, _RAW, _RAW_OUTPUT = 0x0A, 0x12, 0x1A, 0x3A, b"\x32"
+_TAGS = frozenset(range(_NAME, _RAW + 1, 8))
+_STREAMED = b"\x12"  # infer_response in a ModelStreamInferResponse
+_ERROR = b"\x0a"  # error_message there
+
+# The field of InferTensorContents that holds a datatype.
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+class Scanned:
+    """The parts of a ModelInferRequest: model, id, the head without the id, raw contents."""
+
+    __slots__ = ("head", "id", "name", "raw", "version")
+
+    def __init__(self, name: str, version: str, request_id: bytes, head: bytes, raw: list[Buffer]) -> None:
+        self.name = name
+        self.version = version
+        self.id = request_id
+        self.head = head
+        self.raw = raw
+
+
+def scan(body: Body) -> Scanned:
+    """Cut a serialized ModelInferRequest into its parts; InvalidRequest when it is none.
+
+    The raw contents are not copied. A request whose fields stand in an unusual order is put in order first.
+    """
+    parts = _cut(body)
+    return parts if parts is not None else _scan_slowly(body)
+
+
+def _cut(body: Body) -> Scanned | None:
+    """The parts of a request in the order in which protobuf writes fields; None for any other."""
+    size, at, last = len(body), 0, 0
+    name = version = request_id = b""
+    id_start = id_end = head_end = 0
+    raw: list[Buffer] = []
+    try:
+        while at < size:
+            start, tag, length = at, body[at], body[at + 1]
+            at += 2
+            if length > 127:
+                length, at = _length(body, at - 1)
+            end = at + length
+            if tag not in _TAGS or tag < last or end > size:
+                return None
+            last = tag
+            if tag == _RAW:
+                raw.append(body[at:end])
+            else:
+                head_end = end
+                if tag == _NAME:
+                    name = bytes(body[at:end])
+                elif tag == _VERSION:
+                    version = bytes(body[at:end])
+                elif tag == _ID:
+                    request_id, id_start, id_end = bytes(body[at:end]), start, end
+            at = end
+        head = bytes(body[:id_start]) + bytes(body[id_end:head_end])
+        return Scanned(name.decode(), version.decode(), request_id, head, raw)
+    except (UnicodeDecodeError, IndexError):
+        return None
+
+
+def _length(body: Body, at: int) -> tuple[int, int]:
+    """A varint, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = body[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128 or shift > 63:
+            return value, at
+
+
+def _scan_slowly(body: Body) -> Scanned:
+    try:
+        message = pb.ModelInferRequest.FromString(bytes(body))
+    except DecodeError as exc:
+        raise InvalidRequest(f"failed to parse the ModelInferRequest: {exc}") from exc
+    raw: list[Buffer] = list(message.raw_input_contents)
+    request_id = message.id.encode()
+    message.ClearField("raw_input_contents")
+    message.ClearField("id")
+    return Scanned(message.model_name, message.model_version, request_id, message.SerializeToString(), raw)
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcTemplate:
+    """A template, and for each input of the model which of the request's tensors it is.
+
+    `strings` are the BYTES inputs among them: which, elements, name for errors.
+    """
+
+    template: Template
+    order: tuple[int, ...]
+    strings: tuple[tuple[int, int, str], ...]
+    wants_final: bool  # an empty final response was asked for
+
+    def tensors(self, given: list[Buffer]) -> tuple[Buffer, ...]:
+        """The request's tensors in the order of the model's inputs; InvalidRequest for damaged strings."""
+        for index, count, what in self.strings:
+            data = given[index]
+            bytes_element_ends(data if not isinstance(data, bytearray) else bytes(data), count, what)
+        return tuple(given) if len(given) == 1 else tuple([given[index] for index in self.order])
+
+
+def decode(model: ModelView, scanned: Scanned) -> tuple[GrpcTemplate, tuple[Buffer, ...]]:
+    """What a request says, and its tensors in the order of the model's inputs. Raises InvalidRequest or Unsupported."""
+    raw = scanned.raw
+    sizes = len(raw[0]) if len(raw) == 1 else ",".join([str(len(data)) for data in raw])
+    key = b"\0%b\0%b" % (str(sizes).encode(), scanned.head)
+    known: GrpcTemplate | None = model.templates.get(key)
+    if known is not None:
+        return known, known.tensors(raw)
+    try:
+        message = pb.ModelInferRequest.FromString(scanned.head)
+    except DecodeError as exc:
+        raise InvalidRequest(f"failed to parse the ModelInferRequest: {exc}") from exc
+    tensors = _given_tensors(model, message, raw)
+    template = _build(model, message, tensors)
+    if tensors is raw and len(key) <= MAX_CACHED_TEXT_BYTES:
+        if len(model.templates) >= MAX_CACHED_TEMPLATES:
+            model.templates.clear()
+        model.templates[key] = template
+    return template, template.tensors(tensors)
+
+
+def _build(model: ModelView, message: Any, tensors: list[Buffer]) -> GrpcTemplate:
+    """The request's head, told as HTTP's JSON would, and checked by the same code."""
+    parameters = _parameters(message.parameters)
+    sizes = iter([len(data) for data in tensors])
+    inputs = []
+    for item in message.inputs:
+        told = _convert(_parameters(item.parameters), InputParameters, f"input '{item.name}'")
+        told.binary_data_size = None if told.shared_memory_region is not None else next(sizes)
+        inputs.append(InputHead(item.name, list(item.shape), item.datatype, told))
+    outputs = []
+    for wanted in message.outputs:
+        told_output = _convert(_parameters(wanted.parameters), OutputParameters, f"output '{wanted.name}'")
+        told_output.binary_data = None
+        outputs.append(OutputHead(wanted.name, told_output))
+    head = RequestHead(inputs, "", {**parameters, "binary_data_output": True}, outputs)
+    template = build_template(model, head)
+    places = [item.name for item in inputs if item.parameters.shared_memory_region is None]
+    order = tuple(places.index(spec.name) for spec in model.config.inputs if spec.name in places)
+    strings = tuple(
+        (places.index(spec.name), int(np.prod(shape)), f"input '{spec.name}' of model '{model.config.name}'")
+        for spec, shape in zip(model.config.inputs, template.shapes, strict=True)
+        if spec.datatype == "BYTES" and spec.name in places
+    )
+    return GrpcTemplate(template, order, strings, bool(parameters.get("triton_enable_empty_final_response")))
+
+
+def _convert(parameters: dict[str, Any], kind: type[_Told], what: str) -> _Told:
+    try:
+        return msgspec.convert(parameters, kind)
+    except msgspec.ValidationError as exc:
+        raise InvalidRequest(f"parameters of {what}: {exc}") from exc
+
+
+def _parameters(given: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        choice = value.WhichOneof("parameter_choice")
+        if choice is None:
+            raise InvalidRequest(f"parameter '{key}' has no value")
+        found[key] = getattr(value, choice)
+    return found
+
+
+def _given_tensors(model: ModelView, message: Any, raw: list[Buffer]) -> list[Buffer]:
+    """Wire bytes of the request's tensors that are not in shared memory, in the request's order."""
+    here = [item for item in message.inputs if "shared_memory_region" not in item.parameters]
+    name = model.config.name
+    if raw:
+        if typed := next((item.name for item in here if item.HasField("contents")), None):
+            raise InvalidRequest(
+                f"contents field must not be specified when using raw_input_contents for '{typed}' for model '{name}'"
+            )
+        if len(raw) != len(here):
+            raise InvalidRequest(
+                f"expected {len(here)} raw_input_contents for the inputs of the request for model '{name}', "
+                f"got {len(raw)}"
+            )
+        return raw
+    return [_wire_from_contents(item, f"input '{item.name}' of model '{name}'") for item in here]
+
+
+def _wire_from_contents(item: Any, what: str) -> bytes:
+    field = _CONTENTS.get(item.datatype)
+    if field is None:
+        known = item.datatype in NUMPY_DTYPES
+        reason = "has no typed contents; send it as raw_input_contents" if known else "is no datatype of the protocol"
+        raise InvalidRequest(f"{what}: '{item.datatype}' {reason}")
+    other = next((given.name for given, _ in item.contents.ListFields() if given.name != field), None)
+    if other is not None:
+        raise InvalidRequest(f"{what}: datatype '{item.datatype}' is given in {field}, not in {other}")
+    values = getattr(item.contents, field)
+    if item.datatype == "BYTES":
+        return encode_bytes(values)
+    dtype: np.dtype[Any] = NUMPY_DTYPES[item.datatype]
+    array = np.array(values, np.uint64 if dtype.kind == "u" else np.int64 if dtype.kind == "i" else dtype)
+    if dtype.kind in "iu" and array.size:
+        limits = np.iinfo(dtype)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise InvalidRequest(f"{what}: a value is out of range for {item.datatype} ({limits.min} to {limits.max})")
+    return array.astype(dtype).tobytes()
+
+
+# Answers
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The answers of one template with outputs of certain shapes and sizes, but for ids and tensors."""
+
+    name: bytes  # model name and version
+    outputs: bytes
+    tags: tuple[bytes, ...]  # in front of each raw output
+    size_bytes: int  # of all, without an id
+    whole: bytes  # gRPC's prefix and everything in front of the one output, without an id; empty for several
+
+
+def encode(template: Template, request_id: bytes, outputs: Outputs, *, final: bool = False) -> list[Buffer]:
+    """A ModelInferResponse in parts, with gRPC's prefix. `final` marks it as the last of its request."""
+    plans = template.outputs
+    if template.only_output >= 0:
+        only = outputs[template.only_output]
+        answer: _Answer | None = template.answers.get((only.shape, len(only.data), final))
+        if answer is None:
+            answer = _remember(template, outputs, (only.shape, len(only.data), final), final=final)
+        if not request_id:
+            return [answer.whole, only.data]
+        tensors: list[Buffer] = [only.data]
+    else:
+        shaped = [_tensor(template, plan, outputs) for plan in plans]
+        tensors = [data for _, _, data in shaped]
+        answer = _describe(template, shaped, final=final)
+    told_id = _field(b"\x1a", request_id) if request_id else b""
+    size = answer.size_bytes + len(told_id)
+    parts: list[Buffer] = [b"\0%b%b%b%b" % (size.to_bytes(4, "big"), answer.name, told_id, answer.outputs)]
+    for tag, data in zip(answer.tags, tensors, strict=True):
+        parts += (tag, data)
+    return parts
+
+
+def _remember(template: Template, outputs: Outputs, key: object, *, final: bool) -> _Answer:
+    answer = _describe(template, [_tensor(template, plan, outputs) for plan in template.outputs], final=final)
+    if len(template.answers) >= MAX_CACHED_ANSWERS:
+        template.answers.clear()
+    template.answers[key] = answer
+    return answer
+
+
+_Shaped = tuple[str, tuple[int, ...], Buffer]
+
+
+def _tensor(template: Template, plan: OutputPlan, outputs: Outputs) -> _Shaped:
+    """Datatype, shape and bytes of one output as it is answered."""
+    output = outputs[plan.index]
+    if not plan.classes:
+        return plan.spec.datatype, output.shape, output.data
+    shape, elements = classify(plan, output, batches=template.batches)
+    return "BYTES", shape, encode_bytes(elements)
+
+
+def _describe(template: Template, shaped: list[_Shaped], *, final: bool) -> _Answer:
+    name = pb.ModelInferResponse(model_name=template.model_name, model_version=template.model_version)
+    rest = pb.ModelInferResponse()
+    for plan, (datatype, shape, _) in zip(template.outputs, shaped, strict=True):
+        rest.outputs.add(name=plan.spec.name, datatype=datatype, shape=shape)
+    if final:
+        rest.parameters[FINAL_RESPONSE].bool_param = True
+    begin, described = name.SerializeToString(), rest.SerializeToString()
+    tags = tuple([_RAW_OUTPUT + _varint(len(data)) for _, _, data in shaped])
+    size = len(begin) + len(described) + sum(map(len, tags)) + sum([len(data) for _, _, data in shaped])
+    whole = b"\0" + size.to_bytes(4, "big") + begin + described + tags[0] if len(tags) == 1 else b""
+    return _Answer(begin, described, tags, size, whole)
+
+
+def streamed(parts: list[Buffer]) -> list[Buffer]:
+    """An encoded ModelInferResponse as a ModelStreamInferResponse."""
+    first = bytes(parts[0])
+    size = int.from_bytes(first[1:5], "big")
+    tag = _STREAMED + _varint(size)
+    return [b"\0" + (size + len(tag)).to_bytes(4, "big") + tag + first[5:], *parts[1:]]
+
+
+def stream_error(text: str, request_id: bytes) -> list[Buffer]:
+    """The ModelStreamInferResponse for a request that failed, with gRPC's prefix."""
+    told_id = _field(_STREAMED, _field(b"\x1a", request_id)) if request_id else b""
+    data = _field(_ERROR, text.encode()) + told_id
+    return [b"\0" + len(data).to_bytes(4, "big") + data]
+
+
+def _field(tag: bytes, data: bytes) -> bytes:
+    return tag + _varint(len(data)) + data
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
