@@ -142,6 +142,7 @@ def test_a_client_that_does_not_read_is_not_read_from() -> None:
     hub = hub_of(FakeModel(identity_config()))
     transport = connect(hub)
     (connection,) = hub.group.members
+    assert isinstance(connection, Connection)
     connection.pause_writing()
     assert not transport.reading
     connection.resume_writing()

@@ -16,7 +16,7 @@ import tritonclient.http as triton
 import uvloop
 from tritonclient.utils import InferenceServerException
 
-from efserve.frontend.http1 import http_port
+from efserve.frontend.http1 import open_http
 from efserve.frontend.port import Port
 from efserve.model_config import ModelConfig
 from efserve.tensors import NUMPY_DTYPES, TensorSpec
@@ -60,7 +60,7 @@ def serving(
     loop = new_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    server = http_port(FakeService(*models), max_request_bytes=MAX_BYTES)
+    server = open_http(FakeService(*models), max_request_bytes=MAX_BYTES)
     port = asyncio.run_coroutine_threadsafe(server.start("127.0.0.1", 0), loop).result(10)
     served = Served(port, server, loop)
     try:
