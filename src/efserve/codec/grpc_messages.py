@@ -123,10 +123,17 @@ def message_type(package: str, name: str) -> Any:
     return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"{package}.{name}"))
 
 
+def _file_of(symbol: str) -> Any:
+    try:
+        return _POOL.FindFileContainingSymbol(symbol)
+    except KeyError:  # a pool does not look for methods and fields
+        return _POOL.FindFileContainingSymbol(symbol.rpartition(".")[0])
+
+
 def file_bytes(name: str, *, is_symbol: bool) -> list[bytes]:
     """The serialized FileDescriptorProto that a file name or a symbol means, and those it needs; none when unknown."""
     try:
-        first = _POOL.FindFileContainingSymbol(name) if is_symbol else _POOL.FindFileByName(name)
+        first = _file_of(name) if is_symbol else _POOL.FindFileByName(name)
     except KeyError:
         return []
     files, waiting = {}, [first]

@@ -5,7 +5,7 @@ the id: what a head says is worked out once, and looked up from then on by its b
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -29,6 +29,7 @@ from efserve.tensors import NUMPY_DTYPES, bytes_element_ends, encode_bytes
 _Told = TypeVar("_Told")
 
 MAX_CACHED_ANSWERS = 64
+MAX_CACHED_STARTS = 64
 FINAL_RESPONSE = "triton_final_response"
 
 # Tags of length-delimited fields: number << 3 | 2
@@ -54,26 +55,50 @@ _CONTENTS = {
 }
 
 
-class Scanned:
-    """The parts of a ModelInferRequest: model, id, the head without the id, raw contents."""
+class Scanned(NamedTuple):
+    """The parts of a ModelInferRequest: model, id, the head without the id, what a template is known by, tensors."""
 
-    __slots__ = ("head", "id", "name", "raw", "version")
-
-    def __init__(self, name: str, version: str, request_id: bytes, head: bytes, raw: list[Buffer]) -> None:
-        self.name = name
-        self.version = version
-        self.id = request_id
-        self.head = head
-        self.raw = raw
+    name: str
+    version: str
+    id: bytes
+    head: bytes
+    key: bytes
+    raw: list[Buffer]
 
 
-def scan(body: Body) -> Scanned:
-    """Cut a serialized ModelInferRequest into its parts; InvalidRequest when it is none.
+class Scanner:
+    """Cuts serialized ModelInferRequests into their parts.
 
-    The raw contents are not copied. A request whose fields stand in an unusual order is put in order first.
+    Remembers, for each size of a request with one raw tensor, the bytes in front of that tensor: another request of
+    this size that begins with them differs in its tensor alone.
     """
-    parts = _cut(body)
-    return parts if parts is not None else _scan_slowly(body)
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[bytes, Scanned]] = {}
+
+    def scan(self, body: Body) -> Scanned:
+        """The parts of one request; InvalidRequest when it is none. Raw contents are not copied where they are large.
+
+        A request whose fields stand in an unusual order is put in order first.
+        """
+        known = self._known.get(len(body))
+        if known is not None:
+            start, parts = known
+            size = len(start)
+            if body[:size] == start:
+                return Scanned(parts.name, parts.version, parts.id, parts.head, parts.key, [body[size:]])
+        found = _cut(body)
+        if found is None:
+            return _scan_slowly(body)
+        if len(found.raw) == 1:
+            size = len(body) - len(found.raw[0])
+            if size <= MAX_CACHED_TEXT_BYTES:
+                if len(self._known) >= MAX_CACHED_STARTS:
+                    self._known.clear()
+                self._known[len(body)] = (bytes(body[:size]), found._replace(raw=[]))
+        return found
 
 
 def _cut(body: Body) -> Scanned | None:
@@ -104,7 +129,7 @@ def _cut(body: Body) -> Scanned | None:
                     request_id, id_start, id_end = bytes(body[at:end]), start, end
             at = end
         head = bytes(body[:id_start]) + bytes(body[id_end:head_end])
-        return Scanned(name.decode(), version.decode(), request_id, head, raw)
+        return Scanned(name.decode(), version.decode(), request_id, head, _key(head, raw), raw)
     except (UnicodeDecodeError, IndexError):
         return None
 
@@ -129,7 +154,13 @@ def _scan_slowly(body: Body) -> Scanned:
     request_id = message.id.encode()
     message.ClearField("raw_input_contents")
     message.ClearField("id")
-    return Scanned(message.model_name, message.model_version, request_id, message.SerializeToString(), raw)
+    head = message.SerializeToString()
+    return Scanned(message.model_name, message.model_version, request_id, head, _key(head, raw), raw)
+
+
+def _key(head: bytes, raw: list[Buffer]) -> bytes:
+    """What a template depends on: the head, and the tensors' sizes. Begins with a byte that no JSON begins with."""
+    return b"\0%b\0%b" % (",".join([str(len(data)) for data in raw]).encode(), head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +185,7 @@ class GrpcTemplate:
 
 def decode(model: ModelView, scanned: Scanned) -> tuple[GrpcTemplate, tuple[Buffer, ...]]:
     """What a request says, and its tensors in the order of the model's inputs. Raises InvalidRequest or Unsupported."""
-    raw = scanned.raw
-    sizes = len(raw[0]) if len(raw) == 1 else ",".join([str(len(data)) for data in raw])
-    key = b"\0%b\0%b" % (str(sizes).encode(), scanned.head)
+    raw, key = scanned.raw, scanned.key
     known: GrpcTemplate | None = model.templates.get(key)
     if known is not None:
         return known, known.tensors(raw)

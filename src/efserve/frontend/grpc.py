@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from efserve.codec.http2.events import HeadReceived
-from efserve.codec.v2_grpc import GrpcTemplate, Scanned, decode, encode, scan, stream_error, streamed
+from efserve.codec.v2_grpc import GrpcTemplate, Scanner, decode, encode, stream_error, streamed
 from efserve.codec.v2_infer import Template
 from efserve.errors import EfserveError
 from efserve.frontend.grpc_call import INTERNAL, Call, Method, resolve
@@ -38,6 +38,7 @@ class Methods:
     def __init__(self, service: Service, server_name: str, max_request_bytes: int) -> None:
         self._service = service
         self._max_bytes = max_request_bytes
+        self._scan = Scanner().scan
         routes = Routes(service, server_name, max_request_bytes)
         self._health = Health(routes, ("", SERVICE))
         methods = {
@@ -66,7 +67,7 @@ class Methods:
 
     def _infer(self, call: Call, body: Body) -> None:
         arrival_ns = time.monotonic_ns()
-        scanned = scan(body)
+        scanned = self._scan(body)
         model = self._service.model(scanned.name, scanned.version)
         found, tensors = decode(model, scanned)
         done = partial(_finish, call, found.template, scanned.id)
@@ -78,16 +79,17 @@ class Methods:
         arrival_ns = time.monotonic_ns()
         if call.requests is None:
             call.requests = {}
-        scanned = Scanned("", "", b"", b"", [])
+        request_id = b""
         try:
-            scanned = scan(body)
+            scanned = self._scan(body)
+            request_id = scanned.id
             model = self._service.model(scanned.name, scanned.version)
             found, tensors = decode(model, scanned)
         except EfserveError as exc:
-            _send_error(call, exc, scanned.id)
+            _send_error(call, exc, request_id)
             return
         request = _request(found, tensors, _ignore, arrival_ns)
-        request.done = partial(_finish_streamed, call, found, scanned.id, id(request))
+        request.done = partial(_finish_streamed, call, found, request_id, id(request))
         call.requests[id(request)] = request
         model.submit(request)
 

@@ -223,8 +223,6 @@ class Call:
         head, message = RESPONSE_HEAD, parts
         if self._route.encoding:
             head, message = COMPRESSED_HEADS[self._route.encoding], [self._compressed(parts)]
-        elif sum(map(len, parts)) <= JOINED_BYTES:
-            message = [b"".join(parts)]
         self._connection.send_answer(self._stream, head, message, OK_TRAILERS)
         self._connection.flush()
 

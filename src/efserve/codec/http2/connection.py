@@ -131,7 +131,7 @@ class Connection:
         """Send a whole response: head, body, trailers. Does nothing on a stream that has ended."""
         if stream.state not in SENDING or stream.ends:
             return
-        if len(message) != 1 or not self._out.answer(stream, head, message[0], trailers):
+        if not self._out.answer(stream, head, message, trailers):
             self._out.headers(stream, head, end=False)
             self._out.data(stream, message, end=False)
             self._out.headers(stream, trailers, end=True)
@@ -232,7 +232,7 @@ class Connection:
         self._last_id = stream_id
         if len(self.streams) >= self._limits.streams:
             raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, "too many streams at once")
-        if fault := head.request_fault():
+        if fault := head.request_fault:
             raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, fault)
         stream = Stream(stream_id, self._out.stream_window, self._start_window)
         self.streams[stream_id] = stream
@@ -334,6 +334,11 @@ class Connection:
 
     def on_control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """See `Sink`. Frames of unknown types, and PRIORITY, are ignored."""
+        if kind == h2.WINDOW_UPDATE and not stream_id and len(payload) == 4 and not self._out.blocked:
+            increment = int.from_bytes(payload, "big") & h2.LARGEST_WINDOW
+            if increment and self._out.widen(None, increment):
+                return  # the usual case
+            self._out.window -= increment
         h2.check_control(kind, flags, stream_id, len(payload))
         try:
             if kind == h2.WINDOW_UPDATE:

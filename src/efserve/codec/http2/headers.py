@@ -26,7 +26,7 @@ _REQUEST_FIELDS = {b":method", b":scheme", b":path", b":authority"}
 class Head:
     """One decoded header block, shared by all its repeats; `route` belongs to whoever handles requests."""
 
-    __slots__ = ("content_length", "fault", "fields", "route")
+    __slots__ = ("content_length", "fault", "fields", "request_fault", "route")
 
     def __init__(self, fields: tuple[Field, ...]) -> None:
         self.fields = fields
@@ -38,15 +38,13 @@ class Head:
                 self.content_length = int(length)
             else:
                 self.fault = "content-length is no number"
+        self.request_fault = self.fault or self._request_fault()  # what makes this no request head
 
     def get(self, name: bytes) -> bytes:
         """The values of a field, joined as a list; empty when there is none."""
         return b",".join([value for key, value in self.fields if key == name])
 
-    def request_fault(self) -> str:
-        """What makes this no request head; empty when it is one."""
-        if self.fault:
-            return self.fault
+    def _request_fault(self) -> str:
         pseudo = [name for name, _ in self.fields if name.startswith(b":")]
         if len(set(pseudo)) != len(pseudo) or not set(pseudo) <= _REQUEST_FIELDS:
             return "a pseudo-header field is unknown or appears twice"

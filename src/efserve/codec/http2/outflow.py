@@ -69,10 +69,16 @@ class Outflow:
         while self._advance(stream):
             pass
 
-    def answer(self, stream: Stream, head: bytes, message: Buffer, trailers: bytes) -> bool:
+    def answer(self, stream: Stream, head: bytes, message: Sequence[Buffer], trailers: bytes) -> bool:
         """A whole answer in one piece, where the windows let it go; else returns False, and nothing is sent."""
-        size_bytes = len(message)
-        if size_bytes > min(self.window, stream.send_window, self.frame_bytes) or stream.queue or self.table_update:
+        size_bytes = sum(map(len, message))
+        if (
+            size_bytes > self.window
+            or size_bytes > stream.send_window
+            or size_bytes > self.frame_bytes
+            or stream.queue
+            or self.table_update
+        ):
             return False
         self.window -= size_bytes
         stream.send_window -= size_bytes
@@ -81,7 +87,7 @@ class Outflow:
             HEAD.pack(len(head) << 8 | HEADERS, END_HEADERS, number),
             head,
             HEAD.pack(size_bytes << 8 | DATA, 0, number),
-            message,
+            *message,
             HEAD.pack(len(trailers) << 8 | HEADERS, END_HEADERS | END_STREAM, number),
             trailers,
         )

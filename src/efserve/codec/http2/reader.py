@@ -24,7 +24,18 @@ class Sink(Protocol):
 class FrameReader:
     """Reads one connection. What arrives of an unpadded DATA frame is passed on at once; other frames when whole."""
 
-    __slots__ = ("_block", "_data", "_limits", "_needed", "_pending", "_preface", "_settings_seen", "_sink", "controls")
+    __slots__ = (
+        "_block",
+        "_data",
+        "_limits",
+        "_needed",
+        "_pending",
+        "_plain_bytes",
+        "_preface",
+        "_settings_seen",
+        "_sink",
+        "controls",
+    )
 
     def __init__(self, sink: Sink, limits: Limits, preface: bytes) -> None:
         self._sink = sink
@@ -35,6 +46,7 @@ class FrameReader:
         self._needed = 0  # bytes that must be pending before it is worth a look
         self._data: tuple[int, int, int] | None = None  # of a DATA frame: stream, END_STREAM, bytes to come
         self._block: tuple[int, int, bytearray] | None = None  # stream, END_STREAM, header block so far
+        self._plain_bytes = 0  # frames with content up to here need no check in the present state
         self.controls = 0  # frames without content
 
     @property
@@ -72,7 +84,8 @@ class FrameReader:
             stream_id &= h2.LARGEST_STREAM
             start = at + h2.HEAD_BYTES
             end = start + payload_bytes
-            self._check(kind, flags, stream_id, payload_bytes)
+            if not (kind <= h2.HEADERS and stream_id and 0 < payload_bytes <= self._plain_bytes):
+                self._check(kind, flags, stream_id, payload_bytes)
             if end > size:
                 if kind == h2.DATA and not flags & h2.PADDED:
                     self._data = (stream_id, flags & h2.END_STREAM, payload_bytes)
@@ -100,6 +113,7 @@ class FrameReader:
             if kind != h2.SETTINGS or flags & h2.ACK:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
             self._settings_seen = True
+            self._plain_bytes = min(self._limits.frame_bytes, self._limits.header_bytes)
         if self._block is not None and (kind != h2.CONTINUATION or stream_id != self._block[0]):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame")
         if kind in (h2.DATA, h2.HEADERS, h2.CONTINUATION):
@@ -138,6 +152,7 @@ class FrameReader:
             self._sink.on_block(stream_id, flags & h2.END_STREAM, bytes(payload))
         else:
             self._block = (stream_id, flags & h2.END_STREAM, bytearray(payload))
+            self._plain_bytes = 0
 
     def _on_continuation(self, flags: int, payload: Body) -> None:
         if self._block is None:
@@ -146,4 +161,5 @@ class FrameReader:
         block += payload
         if flags & h2.END_HEADERS:
             self._block = None
+            self._plain_bytes = min(self._limits.frame_bytes, self._limits.header_bytes)
             self._sink.on_block(stream_id, end, bytes(block))
