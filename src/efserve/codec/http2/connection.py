@@ -334,30 +334,20 @@ class Connection:
 
     def on_control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """See `Sink`. Frames of unknown types, and PRIORITY, are ignored."""
-        if kind == h2.WINDOW_UPDATE and not stream_id and len(payload) == 4 and not self._out.blocked:
-            increment = int.from_bytes(payload, "big") & h2.LARGEST_WINDOW
-            if increment and self._out.widen(None, increment):
-                return  # the usual case
-            self._out.window -= increment
         h2.check_control(kind, flags, stream_id, len(payload))
-        try:
-            if kind == h2.WINDOW_UPDATE:
-                self._on_window_update(stream_id, h2.UINT32.unpack(payload)[0] & h2.LARGEST_WINDOW)
-            elif kind == h2.SETTINGS:
-                self._on_settings(flags, payload)
-            elif kind == h2.PING:
-                if flags & h2.ACK:
-                    self.pongs += 1
-                else:
-                    self._out.buffers.append(h2.frame(h2.PING, h2.ACK, 0, payload))
-            elif kind == h2.RST_STREAM:
-                self._on_reset(stream_id, h2.UINT32.unpack(payload)[0])
-            elif kind == h2.GOAWAY:
-                last, code = h2.UINT32.unpack_from(payload)[0], h2.UINT32.unpack_from(payload, 4)[0]
-                text = payload[8:].decode("utf-8", "replace")
-                self._events.append(WentAway(last & h2.LARGEST_STREAM, code, text))
-        except StreamFault as fault:
-            self._stream_fault(fault)
+        if kind == h2.SETTINGS:
+            self._on_settings(flags, payload)
+        elif kind == h2.PING:
+            if flags & h2.ACK:
+                self.pongs += 1
+            else:
+                self._out.buffers.append(h2.frame(h2.PING, h2.ACK, 0, payload))
+        elif kind == h2.RST_STREAM:
+            self._on_reset(stream_id, h2.UINT32.unpack(payload)[0])
+        elif kind == h2.GOAWAY:
+            last, code = h2.UINT32.unpack_from(payload)[0], h2.UINT32.unpack_from(payload, 4)[0]
+            text = payload[8:].decode("utf-8", "replace")
+            self._events.append(WentAway(last & h2.LARGEST_STREAM, code, text))
 
     def _on_reset(self, stream_id: int, code: int) -> None:
         self._check_begun(stream_id)
@@ -365,27 +355,25 @@ class Connection:
         if stream := self.streams.get(stream_id):
             self._end(stream, code, "reset by the peer")
 
-    def _on_window_update(self, stream_id: int, increment: int) -> None:
+    def on_window_update(self, stream_id: int, increment: int) -> None:
+        """See `Sink`."""
         stream = self.streams.get(stream_id)
-        if stream_id and stream is None:
+        if stream is None and stream_id:
             self._check_begun(stream_id)
             return
-        if not increment:
-            self._window_fault(stream_id, ErrorCode.PROTOCOL_ERROR, "a window is opened by 0 bytes")
-        if not self._out.widen(stream, increment):
-            self._window_fault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "a window is opened beyond its limit")
-        self._pump()
-
-    def _window_fault(self, stream_id: int, code: ErrorCode, text: str) -> None:
-        if stream_id:
-            raise StreamFault(stream_id, code, text)
-        raise ConnectionFault(code, text)
+        if not (increment and self._out.widen(stream, increment)):
+            text = "a window is opened beyond its limit" if increment else "a window is opened by 0 bytes"
+            code = ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR
+            if stream is None:
+                raise ConnectionFault(code, text)
+            self._stream_fault(StreamFault(stream_id, code, text))
+        elif self._out.blocked:
+            self._pump()
 
     def _pump(self) -> None:
-        if self._out.blocked:
-            for stream in self._out.pump():
-                self._events.append(QueueSent(stream))
-                self._sent(stream)
+        for stream in self._out.pump():
+            self._events.append(QueueSent(stream))
+            self._sent(stream)
 
     def _on_settings(self, flags: int, payload: bytes) -> None:
         if flags & h2.ACK:

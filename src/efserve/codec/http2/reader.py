@@ -17,6 +17,9 @@ class Sink(Protocol):
     def on_block(self, stream_id: int, end: int, block: bytes) -> None:
         """A whole header block."""
 
+    def on_window_update(self, stream_id: int, increment: int) -> None:
+        """A WINDOW_UPDATE frame."""
+
     def on_control(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Any other frame."""
 
@@ -84,6 +87,10 @@ class FrameReader:
             stream_id &= h2.LARGEST_STREAM
             start = at + h2.HEAD_BYTES
             end = start + payload_bytes
+            if kind == h2.WINDOW_UPDATE and payload_bytes == 4 and size >= end and self._plain_bytes:
+                sink.on_window_update(stream_id, h2.UINT32.unpack_from(data, start)[0] & h2.LARGEST_WINDOW)
+                at = end
+                continue
             if not (kind <= h2.HEADERS and stream_id and 0 < payload_bytes <= self._plain_bytes):
                 self._check(kind, flags, stream_id, payload_bytes)
             if end > size:
