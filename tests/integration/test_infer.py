@@ -45,8 +45,12 @@ def test_server_gives_the_same_classes() -> None:
     here = rows("digits", *FILES)
     with serve(repository=SHIPPED) as server:
         there = rows("digits", *FILES, "--url", server.url)
+        over_grpc = rows("digits", *FILES, "--url", f"grpc://{server.grpc}")
         unknown = infer("nix", FILES[0], "--url", server.url)
+        unknown_over_grpc = infer("nix", FILES[0], "--url", f"grpc://{server.grpc}")
     assert top(there) == LABELS
+    assert over_grpc == there
+    assert (unknown.returncode, unknown.stderr) == (unknown_over_grpc.returncode, unknown_over_grpc.stderr)
     for one, other in zip(here, there, strict=True):
         for mine, theirs in zip(one["classes"], other["classes"], strict=True):
             assert abs(mine["score"] - theirs["score"]) < 1e-4

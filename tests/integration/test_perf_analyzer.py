@@ -49,3 +49,16 @@ def test_own_input_data(server: RunningServer, perf_analyzer: PerfAnalyzer, tmp_
     data.write_text(json.dumps({"data": [{"input": {"content": [0.5] * 64, "shape": [1, 8, 8]}}]}))
     ended = perf_analyzer("-m", "digits", "-u", server.address, "--input-data", str(data), *QUICK)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("mode", [(), ("--async",), ("--streaming", "--async")])
+def test_grpc(server: RunningServer, perf_analyzer: PerfAnalyzer, mode: tuple[str, ...]) -> None:
+    ended = perf_analyzer("-m", "digits", "-u", server.grpc, "-i", "grpc", "--concurrency-range", "4", *mode, *QUICK)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert re.search(r"Concurrency: 4, throughput: [1-9]", ended.stdout)
+
+
+def test_grpc_compression(server: RunningServer, perf_analyzer: PerfAnalyzer) -> None:
+    options = ("-i", "grpc", "--grpc-compression-algorithm", "gzip", "-b", "4")
+    ended = perf_analyzer("-m", "digits", "-u", server.grpc, *options, *QUICK)
+    assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-@click.option("--url", default="", help="Ask this running server, such as http://127.0.0.1:8000.  [default: run here]")
+@click.option(
+    "--url", default="", help="Ask this running server: http://HOST:PORT or grpc://HOST:PORT.  [default: run here]"
+)
 @click.option(
     "--model-repository",
     type=click.Path(path_type=Path),
@@ -43,6 +45,7 @@ def command(as_json: bool, **options: Any) -> None:
     Examples:
       efserve infer digits examples/digits/seven.png
       efserve infer digits examples/digits/*.png --url http://127.0.0.1:8000
+      efserve infer digits examples/digits/*.png --url grpc://127.0.0.1:8001
     """
     from efserve.console import out
 

@@ -51,14 +51,19 @@ class Prediction:
 
 def predict(job: InferJob) -> list[Prediction]:
     """Runs the files through the model, in their order; raises UsageError for a file that does not fit."""
-    model: Model = (
-        RemoteModel(job.url, job.model, job.version)
-        if job.url
-        else LocalModel(job.model_repository, job.model, job.version, job.engine)
-    )
-    with closing(model):
+    with closing(_open(job)) as model:
         samples = [sample for path in job.files for sample in read_samples(path, model.config)]
         return [answer for group in batches(samples, model.config.max_rows) for answer in _ask(model, group, job.top)]
+
+
+def _open(job: InferJob) -> Model:
+    if job.url.startswith("grpc://"):
+        from efserve.predictor.remote_grpc import GrpcModel  # here, for it brings protobuf
+
+        return GrpcModel(job.url, job.model, job.version)
+    if job.url:
+        return RemoteModel(job.url, job.model, job.version)
+    return LocalModel(job.model_repository, job.model, job.version, job.engine)
 
 
 def _ask(model: Model, group: Sequence[Sample], top: int) -> list[Prediction]:

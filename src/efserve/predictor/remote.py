@@ -27,7 +27,9 @@ class _Output(msgspec.Struct, frozen=True):
     label_filename: str = ""
 
 
-class _Config(msgspec.Struct, frozen=True):
+class Details(msgspec.Struct, frozen=True):
+    """What a model's config tells beyond its metadata."""
+
     output: list[_Output] = []
     parameters: dict[str, _Parameter] = {}
 
@@ -39,8 +41,8 @@ class RemoteModel:
         """Asks the server what the model is; raises UsageError for a bad URL, RemoteError where that fails."""
         self._client = V2Client(url)
         self._server, self._info, answer = asyncio.run(self._ask(name, version))
-        details = decode(answer, _Config) if answer.status == 200 else _Config()
-        self.config = _config(self._info, details)
+        details = decode(answer, Details) if answer.status == 200 else Details()
+        self.config = read_config(self._info, details)
 
     def classes(self, inputs: Sequence[Array], output: TensorSpec, top: int) -> list[tuple[Class, ...]]:
         """See `Model`."""
@@ -55,7 +57,7 @@ class RemoteModel:
         ranked = read_infer(answer, self._info.name, ()).outputs.get(output.name)
         if ranked is None or ranked.dtype != np.object_:
             raise RemoteError(f"the server's answer has no classification of output '{output.name}'")
-        return [tuple(map(_class, row)) for row in np.atleast_2d(ranked)]
+        return [tuple(map(read_class, row)) for row in np.atleast_2d(ranked)]
 
     def outputs(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Model`."""
@@ -74,7 +76,7 @@ class RemoteModel:
         return infer_body(self._info.inputs, inputs, self._server.binary)
 
 
-def _config(info: ModelInfo, details: _Config) -> ModelConfig:
+def read_config(info: ModelInfo, details: Details) -> ModelConfig:
     """What the server says, as a config; rows go one by one where it does not tell how many a batch may have."""
 
     def without_batch(specs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
@@ -98,7 +100,7 @@ def _asking_for(body: InferBody, outputs: list[dict[str, Any]]) -> InferBody:
     return InferBody(head + body.data[cut:], -1 if body.json_bytes < 0 else len(head))
 
 
-def _class(text: object) -> Class:
+def read_class(text: object) -> Class:
     """The class in `value:index[:label]`."""
     words = (text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)).split(":", 2)
     try:

@@ -1,0 +1,128 @@
+"""The v2 protocol from the client's side, over gRPC: calls with a deadline, requests and answers in protobuf."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from tritonclient.grpc import service_pb2 as pb
+
+from efserve.client.grpc import Channel, GrpcEndpoint, Reply
+from efserve.client.http import reason_of
+from efserve.codec.grpc import Status, framed
+from efserve.errors import EfserveError, RemoteError
+from efserve.inference import Body
+from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec, byte_size, to_array, to_wire
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+Message = Any  # of protobuf, which has no types
+
+
+class V2GrpcClient:
+    """Calls one server, a new connection per call. Every method raises RemoteError with the server's own text."""
+
+    def __init__(self, url: str, deadline_s: float = 30.0) -> None:
+        """Raises UsageError for a URL that is not gRPC's."""
+        self.endpoint = GrpcEndpoint(url)
+        self.deadline_s = deadline_s
+
+    def __repr__(self) -> str:
+        return f"<V2GrpcClient {self.endpoint.url}>"
+
+    async def call(self, method: str, request: Message) -> Message:
+        """One unary call: its request's message to its answer's."""
+        answers: list[Message] = []
+        await self._talk(method, [request], answers.append)
+        if not answers:
+            raise RemoteError(f"{self.endpoint.url}: {method} has no answer")
+        return answers[0]
+
+    async def infer(self, request: Message) -> Message:
+        """Run a model once."""
+        return await self.call("ModelInfer", request)
+
+    async def stream(self, requests: Iterable[Message], on_answer: Callable[[Message], None]) -> None:
+        """Send all requests on one ModelStreamInfer; `on_answer` gets its messages as they come."""
+        await self._talk("ModelStreamInfer", requests, on_answer)
+
+    async def _talk(self, method: str, requests: Iterable[Message], on_answer: Callable[[Message], None]) -> None:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[tuple[int, str]] = loop.create_future()
+        answer_type = getattr(pb, _SERVICE.methods_by_name[method].output_type.name)
+        url = self.endpoint.url
+
+        def end(status: int, text: str) -> None:
+            if not ended.done():
+                ended.set_result((status, text))
+
+        def take(message: Body) -> None:
+            try:
+                on_answer(answer_type.FromString(bytes(message)))
+            except DecodeError as exc:
+                end(Status.INTERNAL, f"the answer to {method} is not what the v2 protocol says: {exc}")
+
+        channel = Channel(lambda: None, lambda _, text: end(Status.UNAVAILABLE, text))
+        try:
+            async with asyncio.timeout(self.deadline_s):
+                await loop.create_connection(lambda: channel, self.endpoint.host, self.endpoint.port)
+                stream = channel.begin(self.endpoint.head(method), Reply(take, end))
+                for request in requests:
+                    channel.send(stream, b"".join(framed([request.SerializeToString()])), last=False)
+                channel.send(stream, b"", last=True)
+                status, text = await ended
+        except TimeoutError as exc:
+            raise RemoteError(f"{url}: no answer to {method} within {self.deadline_s:g} s") from exc
+        except OSError as exc:
+            raise RemoteError(f"cannot reach a server at {url}: {reason_of(exc)}") from exc
+        finally:
+            channel.drop()
+        if status != Status.OK:
+            raise RemoteError(text or f"{method} failed with gRPC status {status}", status)
+
+
+def infer_request(
+    name: str,
+    version: str,
+    specs: Sequence[TensorSpec],
+    arrays: Sequence[Array],
+    classes: Mapping[str, int] | None = None,
+) -> Message:
+    """A ModelInferRequest; arrays are in the order of `specs`, shapes whole.
+
+    `classes` asks for these outputs only, each as so many best classes.
+    """
+    request = pb.ModelInferRequest(model_name=name, model_version=version)
+    for spec, array in zip(specs, arrays, strict=True):
+        request.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
+        request.raw_input_contents.append(bytes(to_wire(array)))
+    for output, count in (classes or {}).items():
+        request.outputs.add(name=output).parameters["classification"].int64_param = count
+    return request
+
+
+def infer_outputs(answer: Message) -> dict[str, Array]:
+    """The outputs of a ModelInferResponse by name; raises RemoteError for tensors that do not fit their description."""
+    if len(answer.outputs) != len(answer.raw_output_contents):
+        raise RemoteError(
+            f"the answer has {len(answer.outputs)} outputs, but {len(answer.raw_output_contents)} tensors"
+        )
+    found: dict[str, Array] = {}
+    for output, data in zip(answer.outputs, answer.raw_output_contents, strict=True):
+        shape, what = tuple(output.shape), f"output '{output.name}'"
+        if output.datatype not in NUMPY_DTYPES:
+            raise RemoteError(f"{what} has datatype '{output.datatype}', which the protocol does not know")
+        if output.datatype != "BYTES" and (min(shape, default=0) < 0 or len(data) != byte_size(output.datatype, shape)):
+            raise RemoteError(f"{what} of shape {list(shape)} {output.datatype} has {len(data)} bytes")
+        try:
+            found[output.name] = to_array(data, output.datatype, shape, what)
+        except EfserveError as exc:
+            raise RemoteError(str(exc)) from exc
+    return found
+
+
+def payload_bytes(message: Body) -> int:
+    """Bytes of tensors in a serialized ModelInferResponse; -1 when it is none."""
+    try:
+        return sum(map(len, pb.ModelInferResponse.FromString(bytes(message)).raw_output_contents))
+    except DecodeError:
+        return -1
