@@ -292,6 +292,7 @@ class Call:
     def _close(self) -> None:
         """The call is over: nothing that is under way for it is needed."""
         self.is_open = False
+        self._stream.call = None  # nothing is told of it any more, and no cycle is left to be collected
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -185,7 +185,7 @@ class Connection:
     def _sent(self, stream: Stream) -> None:
         """Our side of a stream may have ended."""
         if stream.state is State.CLOSED:
-            self._forget(stream)
+            del self.streams[stream.id]
         elif stream.state is State.HALF_CLOSED_LOCAL and not self._is_client:
             self.reset(stream, ErrorCode.NO_ERROR)  # the answer is whole: the rest of the request is not needed
 
