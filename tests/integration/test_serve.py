@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 
 from live_server import MODELS, SHIPPED, RunningServer, serve
 
@@ -283,6 +284,20 @@ def test_a_full_queue_answers_at_once(tmp_path: Path) -> None:
             gate.wait_until_running()
         gate.open()
         assert first.result()[0] == 200
+
+
+def test_grpc_is_offered_unless_it_is_not_wanted() -> None:
+    with serve("--model", "digits", repository=SHIPPED) as server:
+        assert any(line.split() == ["gRPC", server.grpc] for line in server.printed)
+        with triton.InferenceServerClient(server.grpc) as client:
+            assert client.is_model_ready("digits")
+            tensor = triton.InferInput("input", [1, 1, 8, 8], "FP32")
+            tensor.set_data_from_numpy(np.zeros((1, 1, 8, 8), np.float32))
+            assert client.infer("digits", [tensor]).as_numpy("scores").shape == (1, 10)
+        assert server.stop() == 0
+    with serve("--no-grpc", "--model", "digits", repository=SHIPPED) as server:
+        assert server.grpc == ""
+        assert not any("gRPC" in line for line in server.printed)
 
 
 def test_a_port_in_use_is_one_sentence() -> None:

@@ -202,12 +202,13 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._codec.calm()
         limits = self._hub.limits
         unsent_bytes = self._transport.get_write_buffer_size() + self._codec.blocked_bytes
+        received = self._received_bytes + 1
         late = (
             self._stands("closing", 1 if self._finishing else 0, now_s) > limits.linger_s
             or self._stands("unsent", unsent_bytes, now_s) > limits.stalled_s
-            or self._stands("partial", self._received_bytes if self._codec.partial else 0, now_s) > limits.head_s
+            or self._stands("partial", received if self._codec.partial else 0, now_s) > limits.head_s
         )
-        silent_s = self._stands("silent", self._received_bytes + 1, now_s)
+        silent_s = self._stands("silent", received, now_s)
         if late or silent_s > limits.silent_s + limits.head_s:
             self.abort()
         elif silent_s > limits.silent_s:

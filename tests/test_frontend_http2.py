@@ -1,0 +1,200 @@
+"""One HTTP/2 connection of the gRPC port over a transport in memory: timeouts, draining, what a slow client costs."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from efserve.codec.http2 import frames as h2
+from efserve.codec.http2.headers import encode_headers
+from efserve.frontend.grpc import Methods
+from efserve.frontend.http2 import Http2Connection, Hub, Limits
+from fakes import FakeModel, FakeService, MemoryTransport, identity_config
+
+HELLO = h2.PREFACE + h2.settings_frame({})
+HEAD = encode_headers(
+    [
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":path", b"/inference.GRPCInferenceService/ModelInfer"),
+        (b"content-type", b"application/grpc"),
+    ]
+)
+LIMITS = Limits(head_s=10, stalled_s=30, silent_s=60, linger_s=2)
+
+
+class Client:
+    """The other end of a connection in memory."""
+
+    def __init__(self, *models: FakeModel) -> None:
+        methods = Methods(FakeService(*models), "efserve", 1 << 20)
+        self.hub = Hub(methods.begin, LIMITS)
+        self.connection = Http2Connection(self.hub)
+        self.transport = MemoryTransport(self.connection)
+
+    def send(self, *parts: bytes) -> list[tuple[int, int, bytes]]:
+        """Type, stream and payload of the frames that come back."""
+        self.transport.send(b"".join(parts))
+        data, found, at = self.transport.taken(), [], 0
+        while at < len(data):
+            head, _, stream_id = h2.HEAD.unpack_from(data, at)
+            found.append((head & 255, stream_id, data[at + 9 : at + 9 + (head >> 8)]))
+            at += 9 + (head >> 8)
+        return found
+
+
+def call(stream_id: int, name: str = "identity") -> bytes:
+    """A whole call of ModelInfer."""
+    request = pb.ModelInferRequest(model_name=name, raw_input_contents=[bytes(64)])
+    request.inputs.add(name="input", datatype="FP32", shape=[1, 16])
+    body = request.SerializeToString()
+    message = b"\0" + len(body).to_bytes(4, "big") + body
+    return h2.frame(h2.HEADERS, 4, stream_id, HEAD) + h2.frame(h2.DATA, 1, stream_id, message)
+
+
+def run(test: Callable[[], Any]) -> None:
+    """In an event loop, which connections need."""
+
+    async def main() -> None:
+        test()
+
+    asyncio.run(main())
+
+
+def test_a_call() -> None:
+    def test() -> None:
+        client = Client(FakeModel(identity_config()))
+        kinds = [kind for kind, stream_id, _ in client.send(HELLO, call(1), call(3)) if stream_id]
+        assert kinds == [h2.HEADERS, h2.DATA, h2.HEADERS] * 2
+        assert client.connection.pending == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("sent", [b"", HELLO[:30], HELLO + HEAD[:3], HELLO + h2.frame(h2.HEADERS, 0, 1, HEAD)])
+def test_half_a_frame_is_not_waited_for(sent: bytes) -> None:
+    def test() -> None:
+        client = Client(FakeModel(identity_config()))
+        client.send(sent)
+        for second in range(12):
+            assert client.transport.is_open
+            client.hub.group.sweep(100.0 + second)
+        assert client.transport.is_aborted
+
+    run(test)
+
+
+def test_a_silent_client_is_asked_and_then_given_up() -> None:
+    def test() -> None:
+        client = Client(FakeModel(identity_config()))
+        client.send(HELLO)
+        for second in range(61):
+            client.hub.group.sweep(float(second))
+        assert not client.send()
+        client.hub.group.sweep(61.0)
+        ((kind, _, payload),) = client.send()
+        assert kind == h2.PING
+        client.send(h2.frame(h2.PING, h2.ACK, 0, payload))
+        for second in range(62, 122):
+            client.hub.group.sweep(float(second))
+        assert client.transport.is_open
+        for second in range(122, 140):
+            client.hub.group.sweep(float(second))
+        assert client.transport.is_aborted
+
+    run(test)
+
+
+@pytest.mark.parametrize("in_codec", [True, False])
+def test_an_answer_that_is_not_taken(in_codec: bool) -> None:
+    def test() -> None:
+        client = Client(FakeModel(identity_config()))
+        client.send(h2.PREFACE + h2.settings_frame({4: 5 if in_codec else 65_535}), call(1))
+        if not in_codec:
+            client.transport.unsent_bytes = 100
+        client.hub.group.sweep(0.0)
+        client.hub.group.sweep(30.0)
+        assert client.transport.is_open
+        client.hub.group.sweep(31.0)
+        assert client.transport.is_aborted
+
+    run(test)
+
+
+def test_nothing_is_read_while_the_client_takes_nothing() -> None:
+    def test() -> None:
+        client = Client(FakeModel(identity_config()))
+        client.send(HELLO)
+        client.connection.pause_writing()
+        assert not client.transport.reading
+        client.connection.resume_writing()
+        assert client.transport.reading
+
+    run(test)
+
+
+def test_a_lost_connection_cancels_what_waits() -> None:
+    def test() -> None:
+        model = FakeModel(identity_config(), held=True)
+        client = Client(model)
+        client.send(HELLO, call(1))
+        client.transport.abort()
+        (request,) = model.waiting
+        assert request.cancelled
+        model.finish(request)
+        assert not client.hub.group.members
+
+    run(test)
+
+
+def test_draining_waits_for_answers() -> None:
+    def test() -> None:
+        model = FakeModel(identity_config(), held=True)
+        client = Client(model)
+        client.send(HELLO, call(1))
+        client.hub.group.drain()
+        assert [kind for kind, _, _ in client.send(call(3))] == [h2.GOAWAY, h2.RST_STREAM]
+        assert not client.transport.has_eof
+        model.finish(model.waiting[0])
+        assert [kind for kind, _, _ in client.send()] == [h2.HEADERS, h2.DATA, h2.HEADERS, h2.GOAWAY]
+        assert client.transport.has_eof
+        client.hub.group.sweep(0.0)
+        client.hub.group.sweep(3.0)
+        assert client.transport.is_aborted
+
+    run(test)
+
+
+def test_an_idle_connection_is_drained_at_once() -> None:
+    def test() -> None:
+        client = Client(FakeModel(identity_config()))
+        client.send(HELLO)
+        client.hub.group.drain()
+        assert client.transport.has_eof
+
+    run(test)
+
+
+def test_a_fault_is_told_before_the_end() -> None:
+    def test() -> None:
+        client = Client(FakeModel(identity_config()))
+        frames = client.send(b"GET / HTTP/1.1\r\n\r\n")
+        assert frames[-1][0] == h2.GOAWAY
+        assert client.transport.has_eof
+        assert not client.send(b"more of it")
+
+    run(test)
+
+
+@pytest.mark.parametrize(("name", "value", "status"), [(b":method", b"GET", b"405"), (b"content-type", b"x", b"415")])
+def test_what_is_not_grpc(name: bytes, value: bytes, status: bytes) -> None:
+    def test() -> None:
+        client = Client(FakeModel(identity_config()))
+        fields = {b":method": b"POST", b":scheme": b"http", b":path": b"/x", b"content-type": b"application/grpc"}
+        block = encode_headers([*{**fields, name: value}.items()])
+        (answer,) = [payload for kind, _, payload in client.send(HELLO, h2.frame(h2.HEADERS, 5, 1, block)) if kind == 1]
+        assert answer.endswith(status)
+
+    run(test)
