@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
+from efserve.codec.grpc import MessageReader, compressed
 from efserve.codec.http2 import frames as h2
 from efserve.codec.http2.headers import encode_headers
 from efserve.frontend.grpc import Methods
@@ -184,6 +185,22 @@ def test_a_fault_is_told_before_the_end() -> None:
         assert frames[-1][0] == h2.GOAWAY
         assert client.transport.has_eof
         assert not client.send(b"more of it")
+
+    run(test)
+
+
+@pytest.mark.parametrize("accepted", [b"identity", b"identity, deflate, gzip"])
+def test_answers_are_compressed_for_those_who_compress_and_take_it(accepted: bytes) -> None:
+    def test() -> None:
+        client = Client(FakeModel(identity_config()))
+        head = HEAD + encode_headers([(b"grpc-encoding", b"gzip"), (b"grpc-accept-encoding", accepted)])
+        request = call(1)[9 + len(HEAD) + 9 + 5 :]
+        body = h2.frame(h2.DATA, 1, 1, compressed([request], "gzip"))
+        frames = client.send(HELLO, h2.frame(h2.HEADERS, 4, 1, head), body)
+        (answer,) = [payload for kind, _, payload in frames if kind == h2.DATA]
+        assert answer[0] == (b"gzip" in accepted)
+        (message,) = MessageReader(1000, "gzip").feed(answer)
+        assert list(pb.ModelInferResponse.FromString(bytes(message)).raw_output_contents) == [bytes(64)]
 
     run(test)
 

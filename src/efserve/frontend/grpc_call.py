@@ -49,6 +49,7 @@ class Route:
     method: Method | None
     refusal: bytes = b""
     encoding: str = ""
+    answer_encoding: str = ""  # the client's own, where it also takes it
     timeout_s: float | None = None
     strict: bool = False  # an error ends a streaming call, instead of being a message in it
 
@@ -67,13 +68,15 @@ def resolve(head: Head, methods: dict[bytes, Method]) -> Route:
     if encoding not in ("", "identity", *ENCODINGS):
         text = f"grpc-encoding '{encoding}' is not supported; expected identity, deflate or gzip"
         return _refused(Status.UNIMPLEMENTED, text)
+    accepted = [item.strip() for item in head.get(b"grpc-accept-encoding").decode("latin-1").split(",")]
     timeout = head.get(b"grpc-timeout")
     try:
         limit_s = timeout_s(timeout) if timeout else None
     except InvalidRequest as exc:
         return _refused(Status.INTERNAL, str(exc))
     strict = head.get(b"triton_grpc_error").lower() == b"true"
-    return Route(method, b"", encoding if encoding in ENCODINGS else "", limit_s, strict)
+    encoding = encoding if encoding in ENCODINGS else ""
+    return Route(method, b"", encoding, encoding if encoding in accepted else "", limit_s, strict)
 
 
 def _refused(status: Status, text: str) -> Route:
@@ -221,8 +224,8 @@ class Call:
             return
         self._close()
         head, message = RESPONSE_HEAD, parts
-        if self._route.encoding:
-            head, message = COMPRESSED_HEADS[self._route.encoding], [self._compressed(parts)]
+        if self._route.answer_encoding:
+            head, message = COMPRESSED_HEADS[self._route.answer_encoding], [self._compressed(parts)]
         self._connection.send_answer(self._stream, head, message, OK_TRAILERS)
         self._connection.flush()
 
@@ -230,7 +233,7 @@ class Call:
         """One of many answers: a message in parts, with its prefix. Dropped when the call is over."""
         if not self.is_open:
             return
-        codec, encoding = self._connection.codec, self._route.encoding
+        codec, encoding = self._connection.codec, self._route.answer_encoding
         if not self._has_started:
             self._has_started = True
             codec.send_headers(self._stream, COMPRESSED_HEADS[encoding] if encoding else RESPONSE_HEAD)
@@ -245,7 +248,7 @@ class Call:
         self._connection.flush()
 
     def _compressed(self, parts: list[Buffer]) -> bytes:
-        return compressed([memoryview(parts[0])[PREFIX_BYTES:], *parts[1:]], self._route.encoding)
+        return compressed([memoryview(parts[0])[PREFIX_BYTES:], *parts[1:]], self._route.answer_encoding)
 
     def _end_if_done(self) -> None:
         """A streaming call ends when the client has sent all and has all answers; earlier when the server stops."""
