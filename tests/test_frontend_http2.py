@@ -1,10 +1,13 @@
 """One HTTP/2 connection of the gRPC port over a transport in memory: timeouts, draining, what a slow client costs."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
 from efserve.codec.grpc import MessageReader, compressed
@@ -215,3 +218,86 @@ def test_what_is_not_grpc(name: bytes, value: bytes, status: bytes) -> None:
         assert answer.endswith(status)
 
     run(test)
+
+
+# Anything at all
+
+METHODS = [
+    b"/inference.GRPCInferenceService/ModelInfer",
+    b"/inference.GRPCInferenceService/ModelStreamInfer",
+    b"/inference.GRPCInferenceService/ModelReady",
+    b"/inference.GRPCInferenceService/TraceSetting",
+    b"/grpc.health.v1.Health/Watch",
+    b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    b"/nothing",
+]
+extra_fields = st.sampled_from(
+    [
+        (b"grpc-timeout", b"1S"),
+        (b"grpc-timeout", b"x"),
+        (b"grpc-encoding", b"gzip"),
+        (b"grpc-encoding", b"br"),
+        (b"a", b"b"),
+    ]
+)
+ids = st.sampled_from([1, 3, 5, 7])
+message = st.one_of(
+    st.just(call(1)[9 + len(HEAD) + 9 :]), st.binary(max_size=12), st.just(b"\0\0\0\0\0"), st.just(b"\1\0\0\0\2ab")
+)
+heads = st.builds(
+    lambda path, extra, number, flags: h2.frame(
+        h2.HEADERS,
+        flags,
+        number,
+        encode_headers(
+            [
+                (b":method", b"POST"),
+                (b":scheme", b"http"),
+                (b":path", path),
+                (b"content-type", b"application/grpc"),
+                extra,
+            ]
+        ),
+    ),
+    st.sampled_from(METHODS),
+    extra_fields,
+    ids,
+    st.sampled_from([4, 5]),
+)
+bodies = st.builds(
+    lambda number, flags, data: h2.frame(h2.DATA, flags, number, data), ids, st.sampled_from([0, 1]), message
+)
+resets = st.builds(lambda number: h2.frame(h2.RST_STREAM, 0, number, bytes(4)), ids)
+windows = st.builds(h2.window_update, st.sampled_from([0, 1, 3]), st.sampled_from([1, 1000]))
+tables = st.builds(h2.settings_frame, st.dictionaries(st.sampled_from([1, 3, 4]), st.integers(0, 70_000), max_size=2))
+
+
+@given(
+    st.lists(st.one_of(heads, bodies, bodies, resets, windows, tables), max_size=15), st.integers(1, 80), st.booleans()
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_a_client_sends_is_an_answer_and_not_a_traceback(frames: list[bytes], step: int, held: bool) -> None:
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[assignment,method-assign]  # the shortest way to a list
+    log = logging.getLogger("efserve")
+
+    def test() -> None:
+        model = FakeModel(identity_config(), held=held)
+        client = Client(model)
+        data = HELLO + b"".join(frames)
+        for at in range(0, len(data), step):
+            client.transport.send(data[at : at + step])
+        client.hub.group.drain()
+        client.transport.abort()
+        assert not client.hub.group.members
+        assert all(request.cancelled for request in model.waiting)
+        for request in list(model.waiting):
+            model.finish(request)  # its answer goes nowhere
+
+    log.addHandler(handler)
+    try:
+        run(test)
+    finally:
+        log.removeHandler(handler)
+    assert not records
