@@ -26,7 +26,7 @@ LINES = (
     "codec",
     "batching counters stats arrivals",
     "repository profiles records",
-    "pbtxt config imaging",
+    "pbtxt config imaging intervals histogram",
     "model_config devices",
     "inference",
     "tensors foreign",
