@@ -11,7 +11,7 @@ from byte_server import Script, serving
 from efserve.errors import EfserveError, MeasurementFailed, RemoteError, UsageError
 from efserve.loadtest.config import BenchConfig
 from efserve.loadtest.run import run_bench
-from efserve.records import BenchResult, LevelResult, Target
+from efserve.records import BenchResult, LevelResult, Load, Target
 from efserve.stats import WindowFigures, level_statistics
 from v2_server import Behaviour, running
 
@@ -25,20 +25,20 @@ class Watcher:
     stop: asyncio.Event
     stop_at: str = ""
     target: Target | None = None
-    started: list[int] = field(default_factory=list)
-    windows: list[tuple[int, int]] = field(default_factory=list)
+    started: list[Load] = field(default_factory=list)
+    windows: list[tuple[Load, int]] = field(default_factory=list)
     levels: list[LevelResult] = field(default_factory=list)
 
     def on_target(self, target: Target) -> None:
         self.target = target
 
-    def on_level_start(self, concurrency: int) -> None:
-        self.started.append(concurrency)
+    def on_level_start(self, load: Load) -> None:
+        self.started.append(load)
         if self.stop_at == "level":
             self.stop.set()
 
-    def on_window(self, concurrency: int, number: int, figures: WindowFigures) -> None:
-        self.windows.append((concurrency, number))
+    def on_window(self, load: Load, number: int, figures: WindowFigures) -> None:
+        self.windows.append((load, number))
         if self.stop_at == "window":
             self.stop.set()
 
@@ -65,7 +65,7 @@ def refused(behaviour: Behaviour, config: BenchConfig) -> EfserveError:
 def test_all_levels_are_measured_and_their_figures_follow_from_their_records() -> None:
     behaviour = Behaviour()
     result, watcher = bench(behaviour, replace(QUICK, batch=2))
-    assert watcher.started == [level.record.concurrency for level in result.levels] == [1, 3]
+    assert watcher.started == [level.record.load for level in result.levels] == [Load.closed(1), Load.closed(3)]
     assert watcher.levels == list(result.levels)
     assert result.target == watcher.target
     assert result.target.inputs == ("input FP32 [2, 16]",)
@@ -136,11 +136,11 @@ def test_a_wrong_answer_before_a_level_marks_it() -> None:
 def test_an_interrupted_level_is_reported_and_the_rest_left_out() -> None:
     result, watcher = bench(Behaviour(), replace(QUICK, concurrency="1:5"), stop_at="window")
     assert result.interrupted
-    assert [level.record.concurrency for level in result.levels] == [1]
+    assert [level.record.load for level in result.levels] == [Load.closed(1)]
     record = result.levels[0].record
     assert (record.stable, record.reason, record.reported) == (False, "interrupted", len(record.windows))
     assert result.levels[0].statistics.requests > 0
-    assert watcher.started == [1]
+    assert watcher.started == [Load.closed(1)]
 
 
 def test_nothing_measured_is_an_error() -> None:

@@ -14,6 +14,8 @@ from efserve.records import (
     Failures,
     LevelRecord,
     LevelResult,
+    Load,
+    LoadedModel,
     Requests,
     ServerCounters,
     Target,
@@ -42,15 +44,15 @@ def bench_result() -> BenchResult:
     random = np.random.default_rng(1)
     ends = np.sort(random.integers(1, 3_000_000, 5000))
     record = LevelRecord(
-        concurrency=4,
-        rows_per_request=2,
+        load=Load.closed(4),
+        models=(LoadedModel("m", "", 2),),
         windows=tuple(Window(i * 1_000_000, (i + 1) * 1_000_000, 300_000) for i in range(3)),
         reported=3,
         stable=False,
         reason="on purpose",
-        requests=Requests(ends, random.integers(100, 5000, 5000)),
+        requests=Requests.closed(ends, random.integers(100, 5000, 5000)),
         failures=(Failures("http 503", "Exceeds maximum queue size", np.array([5, 2_999_999])),),
-        server=ServerCounters(10, 40, 5, 20_000, 10_000, 50_000, 5_000),
+        server=(ServerCounters(10, 40, 5, 20_000, 10_000, 50_000, 5_000),),
     )
     return BenchResult(
         efserve_version="0",
@@ -85,7 +87,7 @@ def test_the_file_begins_with_its_version_and_names_no_host(tmp_path: Path) -> N
         (b"", "not a result file"),
         (b"[]", "not a result file"),
         (b'{"schema_version": 99}', "schema version 99"),
-        (b'{"schema_version": 1}', "not a result file"),
+        (b'{"schema_version": 2}', "not a result file"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes, says: str) -> None:

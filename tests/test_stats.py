@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efserve.records import Failures, LevelRecord, Micros, Requests, ServerCounters, Window
+from efserve.records import Failures, LevelRecord, Load, LoadedModel, Micros, Requests, ServerCounters, Window
 from efserve.stats import (
     WindowFigures,
     chosen_latency_us,
@@ -102,15 +102,15 @@ def test_only_the_last_windows_count() -> None:
 
 def level(ends: list[int], *, borders: list[int], reported: int, failed: list[int], rows: int = 1) -> LevelRecord:
     return LevelRecord(
-        concurrency=2,
-        rows_per_request=rows,
+        load=Load.closed(2),
+        models=(LoadedModel("m", "", rows),),
         windows=tuple(Window(start, end, (end - start) // 2) for start, end in pairwise(borders)),
         reported=reported,
         stable=True,
         reason="",
-        requests=Requests(micros(ends), micros([7 * index for index in range(len(ends))])),
+        requests=Requests.closed(micros(ends), micros([7 * index for index in range(len(ends))])),
         failures=(Failures("timeout", "no answer", micros(failed)),),
-        server=None,
+        server=(None,),
     )
 
 

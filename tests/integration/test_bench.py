@@ -104,7 +104,7 @@ def test_machine_output_has_stdout_for_itself(tmp_path: Path, url: str, machine:
     assert done.returncode == 0
     assert "Concurrency: 2, throughput:" in done.stderr
     if machine == "--json":
-        assert json.loads(done.stdout)["levels"][0]["record"]["concurrency"] == 2
+        assert json.loads(done.stdout)["levels"][0]["record"]["load"]["label"] == "2"
         assert not (tmp_path / "reports").exists()
     else:
         assert done.stdout.startswith("Concurrency,")

@@ -6,24 +6,35 @@ from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
 from efserve.client.connection import Connection, Listener
 from efserve.loadtest.closed_loop import ClosedLoop
-from efserve.records import Failures, LevelRecord, Micros, Requests, ServerCounters, Window
+from efserve.loadtest.target import Traffic
+from efserve.records import Failures, LevelRecord, Load, Micros, Requests, Samples, ServerCounters, Window
 from efserve.stats import STABLE_WINDOWS, Verdict, WindowFigures, verdict, window_figures
+
+
+class LevelSampler(Protocol):
+    """Reads gauges of server and client while one level runs, in tasks of its own."""
+
+    def start(self, begin_ns: int) -> None:
+        """The first window begins, at this monotonic time."""
+
+    async def stop(self) -> Samples | None:
+        """The last window is over; called once, also after an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class LevelPlan:
-    """What all levels have in common. `counters` reads the server's statistics, None where there are none."""
+    """What all levels have in common. `counters` reads the server's statistics per model, None where there are none."""
 
     connect: Callable[[Listener], Connection]
-    requests: Sequence[bytes]  # prepared, sent in turn
-    rows_per_request: int
-    payload_bytes: int | None  # binary bytes of a right answer; None when answers may differ in size
-    counters: Callable[[], Awaitable[ServerCounters | None]]
+    traffic: tuple[Traffic, ...]  # per model
+    counters: tuple[Callable[[], Awaitable[ServerCounters | None]], ...]  # per model
+    sampler: LevelSampler | None
     warmup_s: float
     window_s: float
     duration_s: float
@@ -43,36 +54,43 @@ class _Mark:
 OnWindow = Callable[[int, WindowFigures], None]  # number of the window from 1, its figures
 
 
-async def measure_level(
-    plan: LevelPlan, concurrency: int, stop: asyncio.Event, on_window: OnWindow
-) -> LevelRecord | None:
+async def measure_level(plan: LevelPlan, asked: Load, stop: asyncio.Event, on_window: OnWindow) -> LevelRecord | None:
     """Measure until the level is stable, or the duration is over, or `stop` is set; None if that was in the warm-up.
 
     `on_window` is called while load runs: it should take well under a millisecond.
     """
-    load = ClosedLoop(plan.connect, plan.requests, concurrency, plan.timeout_s, plan.payload_bytes)
+    traffic = plan.traffic[0]
+    load = ClosedLoop(plan.connect, traffic.requests, int(asked.value), plan.timeout_s, traffic.payload_bytes)
+    samples = None
     load.start()
     try:
         await _pause(plan.warmup_s, stop)
-        before = await plan.counters()
+        before = await _counters(plan)
         if stop.is_set():
             return None
         marks, ruling = await _windows(plan, load, stop, on_window)
-        after = await plan.counters()
+        after = await _counters(plan)
+        if plan.sampler is not None:
+            samples = await plan.sampler.stop()
         await load.stop()
     finally:
         load.close()
     return LevelRecord(
-        concurrency=concurrency,
-        rows_per_request=plan.rows_per_request,
+        load=asked,
+        models=tuple(single.model for single in plan.traffic),
         windows=_window_records(marks),
         reported=STABLE_WINDOWS if ruling.stable else len(marks) - 1,
         stable=ruling.stable,
         reason=ruling.reason,
         requests=_requests(load, marks),
         failures=_failures(load, marks),
-        server=_difference(before, after),
+        server=tuple(map(_difference, before, after)),
+        samples=samples,
     )
+
+
+async def _counters(plan: LevelPlan) -> tuple[ServerCounters | None, ...]:
+    return tuple(await asyncio.gather(*(read() for read in plan.counters)))
 
 
 async def _windows(
@@ -81,6 +99,8 @@ async def _windows(
     marks = [_mark(load)]
     figures: list[WindowFigures] = []
     begin_ns = marks[0].time_ns
+    if plan.sampler is not None:
+        plan.sampler.start(begin_ns)
     for number in range(1, int(plan.duration_s / plan.window_s + 1e-6) + 1):
         until_s = (begin_ns - time.monotonic_ns()) / 1e9 + number * plan.window_s
         await _pause(until_s, stop)
@@ -133,7 +153,7 @@ def _window_records(marks: Sequence[_Mark]) -> tuple[Window, ...]:
 def _requests(load: ClosedLoop, marks: Sequence[_Mark]) -> Requests:
     first, last = marks[0].answers, marks[-1].answers
     ends_us = _since_us(_nanos(load.ends_ns[first:last]), marks[0].time_ns)
-    return Requests(ends_us, _latencies_us(load, first, last))
+    return Requests.closed(ends_us, _latencies_us(load, first, last))
 
 
 def _failures(load: ClosedLoop, marks: Sequence[_Mark]) -> tuple[Failures, ...]:

@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from efserve.records import BenchResult, LevelResult, Target
+from efserve.records import BenchResult, LevelResult, Load, Target
 from efserve.stats import WindowFigures, chosen_latency_us
 
 _HEADINGS = ("conc", "infer/s", "mean", "p50", "p90", "p95", "p99", "p99.9", "max", "errors")
@@ -56,14 +56,14 @@ class LiveLines:
         self._line(f"{target.model}{version} on {server} ({where}), sending {'; '.join(target.inputs)}")
         self._line(f"{'conc':>6} {'infer/s':>12} {'latency us':>12} {'window':>7}  state")
 
-    def on_level_start(self, concurrency: int) -> None:
+    def on_level_start(self, load: Load) -> None:
         """The level is warming up."""
-        self._current(f"{concurrency:>6} {'':>12} {'':>12} {'':>7}  warm-up")
+        self._current(f"{load.label:>6} {'':>12} {'':>12} {'':>7}  warm-up")
 
-    def on_window(self, concurrency: int, number: int, figures: WindowFigures) -> None:
+    def on_window(self, load: Load, number: int, figures: WindowFigures) -> None:
         """The figures of the window that is over."""
         rate = f"{figures.requests_per_s * self._rows:.1f}"
-        self._current(f"{concurrency:>6} {rate:>12} {figures.latency_us:>12.0f} {number:>7}  measuring")
+        self._current(f"{load.label:>6} {rate:>12} {figures.latency_us:>12.0f} {number:>7}  measuring")
 
     def on_level(self, result: LevelResult) -> None:
         """The figures of the level that is done."""
@@ -71,7 +71,7 @@ class LiveLines:
         mean = f"{statistics.latency.mean_us:.0f}" if statistics.latency else "-"
         rate = f"{statistics.inferences_per_s:.1f}"
         windows = len(result.record.windows)
-        self._line(f"{result.record.concurrency:>6} {rate:>12} {mean:>12} {windows:>7}  {_state(result)}")
+        self._line(f"{result.record.load.label:>6} {rate:>12} {mean:>12} {windows:>7}  {_state(result)}")
 
     def _current(self, text: str) -> None:
         if self._console.is_terminal:
@@ -138,7 +138,7 @@ def _table(title: str, headings: Sequence[str]) -> Table:
 def _marked(level: LevelResult) -> str:
     """The level, with `*` where a remark below the tables is about it."""
     remarkable = not level.record.stable or level.statistics.client_bound or level.statistics.errors
-    return f"{level.record.concurrency}{'*' if remarkable else ''}"
+    return f"{level.record.load.label}{'*' if remarkable else ''}"
 
 
 def _ms(value_us: float) -> str:
@@ -154,7 +154,7 @@ def _ms(value_us: float) -> str:
 
 def _remarks(levels: Iterable[LevelResult]) -> Iterable[Text]:
     for level in levels:
-        name = f"* concurrency {level.record.concurrency}: "
+        name = f"* {level.record.load.kind} {level.record.load.label}: "
         if not level.record.stable:
             yield Text(f"{name}unstable: {level.record.reason}")
         if level.statistics.client_bound:
@@ -174,7 +174,7 @@ def closing_lines(result: BenchResult, percentile: int | None) -> list[str]:
         if statistics.latency is not None:
             latency = f"{chosen_latency_us(statistics.latency, percentile):.0f}"
         lines.append(
-            f"Concurrency: {level.record.concurrency}, throughput: {statistics.inferences_per_s:.2f} infer/sec, "
+            f"Concurrency: {level.record.load.label}, throughput: {statistics.inferences_per_s:.2f} infer/sec, "
             f"latency {latency} usec"
         )
     return lines
@@ -203,7 +203,7 @@ def _csv_row(level: LevelResult) -> list[str]:
         percentiles = (latency.p50_us, latency.p90_us, latency.p95_us, latency.p99_us, latency.p99_9_us)
         times = [*percentiles, latency.max_us, latency.mean_us, latency.deviation_us]
     return [
-        str(level.record.concurrency),
+        level.record.load.label,
         f"{statistics.inferences_per_s:.2f}",
         f"{statistics.requests_per_s:.2f}",
         *("" if value is None else f"{value:.0f}" for value in (outside, *server, *times)),

@@ -1,0 +1,175 @@
+"""A prepared benchmark: server, model and requests are there, and `measure` measures one level.
+
+Searches, comparisons and plain runs all measure through it; which loads come next is theirs to say.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import resource
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Protocol, TypeVar
+
+from efserve.client.answers import HeadCache
+from efserve.client.http import HttpConnection
+from efserve.client.v2 import V2Client
+from efserve.errors import MeasurementFailed, UsageError
+from efserve.loadtest.config import BenchConfig
+from efserve.loadtest.embedded import EmbeddedServer, embedded_server
+from efserve.loadtest.measure import LevelPlan, LevelSampler, measure_level
+from efserve.loadtest.target import TargetModel, described, find_model
+from efserve.records import LevelResult, Load, Target
+from efserve.stats import WindowFigures, level_statistics
+
+CONTROL_DEADLINE_S = 30.0
+SPARE_FILES = 100  # beside the connections
+
+_Result = TypeVar("_Result")
+
+
+class Observer(Protocol):
+    """Who watches a benchmark. All calls come from the loop; `on_window` while load runs, so it has to be quick."""
+
+    def on_target(self, target: Target) -> None:
+        """The server and the model have been found, and a first request was answered rightly."""
+
+    def on_level_start(self, load: Load) -> None:
+        """Load begins, with the warm-up."""
+
+    def on_window(self, load: Load, number: int, figures: WindowFigures) -> None:
+        """A measurement window is over."""
+
+    def on_level(self, result: LevelResult) -> None:
+        """A level is done."""
+
+
+class Bench:
+    """Measures levels, one at a time; made by `prepared`."""
+
+    def __init__(
+        self,
+        config: BenchConfig,
+        server: EmbeddedServer | None,
+        target: Target,
+        models: tuple[TargetModel, ...],
+        observer: Observer,
+        stop: asyncio.Event,
+    ) -> None:
+        self.config = config
+        self.server = server  # None: the server at --url
+        self.target = target
+        self.models = models
+        self.stop = stop  # set it to end the current level
+        self.make_sampler: Callable[[], LevelSampler] | None = None  # of gauges, one for each level
+        self._observer = observer
+        self._measured = 0
+
+    def __repr__(self) -> str:
+        return f"<Bench of {self.target.model} at {self.target.url}, {self._measured} levels measured>"
+
+    def client_pids(self) -> list[int]:
+        """The processes that make load."""
+        return [os.getpid()]
+
+    async def measure(self, load: Load) -> LevelResult | None:
+        """Measure one level; None when `stop` was set before its first window.
+
+        Raises MeasurementFailed when the embedded server has died.
+        """
+        _allow_connections(int(load.value))
+        number, self._measured = self._measured, self._measured + 1
+        invalid = [reason for model in self.models if (reason := await model.invalid(number))]
+        self._observer.on_level_start(load)
+        sampler = self.make_sampler() if self.make_sampler else None
+        with _quiet_collector():
+            plan = self._plan(sampler)
+            record = await measure_level(plan, load, self.stop, partial(self._observer.on_window, load))
+        if self.server is not None:
+            self.server.check_alive()
+        if record is None:
+            return None
+        if invalid:
+            record = replace(record, stable=False, reason=f"the answer before this level was wrong: {invalid[0]}")
+        result = LevelResult(record, level_statistics(record))
+        self._observer.on_level(result)
+        return result
+
+    def _plan(self, sampler: LevelSampler | None) -> LevelPlan:
+        endpoint = self.models[0].client.http.endpoint
+        heads = HeadCache()
+        config = self.config
+        return LevelPlan(
+            connect=lambda listener: HttpConnection(endpoint, listener, heads),
+            traffic=tuple(model.traffic for model in self.models),
+            counters=tuple(model.counters for model in self.models),
+            sampler=sampler,
+            warmup_s=config.warmup_s,
+            window_s=config.window_s,
+            duration_s=config.duration_s,
+            percentile=config.percentile,
+            timeout_s=config.timeout_s,
+        )
+
+
+@contextlib.asynccontextmanager
+async def prepared(config: BenchConfig, observer: Observer, stop: asyncio.Event) -> AsyncIterator[Bench]:
+    """A benchmark ready to measure: the embedded server started where there is no --url, the model found and tried.
+
+    Raises UsageError, MeasurementFailed and RemoteError; MeasurementFailed too when `stop` is set meanwhile.
+    """
+    config.check()
+    async with contextlib.AsyncExitStack() as stack:
+        server: EmbeddedServer | None = None
+        if not config.url:
+            models = (config.model,) if config.model else ()
+            start = stack.enter_async_context(embedded_server(config.server_options(), models))
+            server = await _unless_stopped(start, stop)
+        bench = await _unless_stopped(_find(config, server, observer, stop), stop)
+        observer.on_target(bench.target)
+        yield bench
+
+
+async def _find(config: BenchConfig, server: EmbeddedServer | None, observer: Observer, stop: asyncio.Event) -> Bench:
+    client = V2Client(server.url if server else config.url, min(CONTROL_DEADLINE_S, config.timeout_s))
+    info = await client.server()
+    model = await find_model(config, client, info, server.unready if server else {})
+    target = described(client, info, model, embedded=server is not None)
+    return Bench(config, server, target, (model,), observer, stop)
+
+
+def _allow_connections(count: int) -> None:
+    """Raise this process's limit of open files where a level needs more; UsageError where it may not."""
+    needed = count + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise UsageError(f"{count} connections need {needed} open files, the system allows {hard}; see `ulimit -n`")
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+async def _unless_stopped(work: Awaitable[_Result], stop: asyncio.Event) -> _Result:
+    """The result of `work`, unless `stop` comes first."""
+    task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise MeasurementFailed("interrupted before anything was measured")
+        return task.result()
+    finally:
+        stopped.cancel()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """Keep what is alive now out of garbage collections, which would stop the load for tens of milliseconds."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
