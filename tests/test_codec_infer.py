@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efserve.codec.v2_infer import MAX_CACHED_TEMPLATES, decode
+from efserve.codec.v2_json import RequestHead, parse_as
 from efserve.errors import EfserveError, InvalidRequest, Unsupported
 from efserve.model_config import ModelConfig
 from efserve.tensors import NUMPY_DTYPES, TensorSpec, encode_bytes
@@ -85,6 +86,16 @@ def test_ids_that_count_up_share_one_template() -> None:
     assert len(model.templates) == 1
 
 
+def test_a_request_without_an_id_shares_the_template_too() -> None:
+    model = FakeModel(identity_config())
+    text = json.dumps({"inputs": [one_input()]}, separators=(",", ":")).encode()
+    with_id = b'{"id":"a",' + text[1:]
+    first, second = (decode(model, memoryview(t + bytes(64)), len(t)) for t in (with_id, text))
+    assert (first[2], second[2], first[0] is second[0]) == (b"a", b"", True)
+    with pytest.raises(InvalidRequest, match="failed to parse"):
+        decode(model, memoryview(text[1:] + bytes(64)), len(text) - 1)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -98,6 +109,8 @@ def test_ids_that_count_up_share_one_template() -> None:
 def test_ids_wherever_they_stand(text: str, expected: bytes) -> None:
     model = FakeModel(identity_config())
     raw = text.replace("INPUTS", json.dumps([one_input()])).encode()
+    without_first = b"{" + raw.removeprefix(b'{"id":"a",').removeprefix(b"{")
+    decode(model, memoryview(without_first + bytes(64)), len(without_first))
     for _ in range(2):  # from the parser, then from the cache
         assert decode(model, memoryview(raw + bytes(64)), len(raw))[2] == expected
 
@@ -350,6 +363,24 @@ def test_zero_sized_tensors_are_fine() -> None:
     template, tensors, _ = decode(model, *body_of(head))
     assert (template.rows, bytes(tensors[0])) == (2, b"")
     assert bytes(decode(model, *body_of({"inputs": [one_input(shape=[2, 0], parameters={}, data=[])]}))[1][0]) == b""
+
+
+@pytest.mark.parametrize("dim", [1 << 49, 1 << 63, 10**30])
+def test_an_empty_tensor_may_not_have_an_absurd_shape(dim: int) -> None:
+    model = FakeModel(identity_config(dims=(-1, -1)))
+    head = {"inputs": [one_input(shape=[1, 0, dim], parameters={"binary_data_size": 0})]}
+    assert "is beyond all memory" in error_of(model, head)
+
+
+def test_json_that_is_nested_too_deeply() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    model = FakeModel(identity_config())
+    for text in (b'{"inputs":[],"parameters":{"p":%b}}' % deep, b'{"inputs":[{"data":%b}]}' % deep):
+        with pytest.raises(InvalidRequest, match="failed to parse the request JSON"):
+            decode(model, memoryview(text), None)
+    for kind in (dict, RequestHead):
+        with pytest.raises(InvalidRequest, match="failed to parse it"):
+            parse_as(kind, b'{"inputs":[],"parameters":{"p":%b}}' % deep, "it")
 
 
 def test_every_truncation_is_an_error() -> None:

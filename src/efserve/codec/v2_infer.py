@@ -21,6 +21,7 @@ from efserve.tensors import Shape, TensorSpec, byte_size, bytes_element_ends
 
 MAX_CACHED_TEXT_BYTES = 1024
 MAX_CACHED_TEMPLATES = 256
+MAX_ELEMENTS = 1 << 48  # of a tensor, zero dimensions not counted: numpy's sizes and strides are 64-bit bytes
 
 _LEADING_ID = re.compile(rb'\{"id":"([\w.:+/=@-]{0,128})",')  # of characters that mean themselves in JSON
 
@@ -128,10 +129,10 @@ def _decode_whole(model: ModelView, body: Body) -> Decoded:
 
 def _decode_parts(model: ModelView, text: bytes, tail: Body) -> Decoded:
     leading = _LEADING_ID.match(text)
-    key = text if leading is None else text[leading.end() :]
+    key = text if leading is None else b"{" + text[leading.end() :]
     if leading is not None:
         known: tuple[Template, bytes] | None = model.templates.get(key)
-        if known is not None:
+        if known is not None and not known[1]:
             return known[0], known[0].split(tail), leading[1]
         if b'"id"' in key:  # it may be another, which counts instead of the first
             leading, key = None, text
@@ -317,6 +318,10 @@ def _check_shape(config: ModelConfig, spec: TensorSpec, shape: Shape) -> None:
         raise InvalidRequest(
             f"unexpected shape for input '{spec.name}' for model '{config.name}'. "
             f"Expected {_list(whole)}, got {_list(shape)}"
+        )
+    if prod([dim or 1 for dim in shape]) > MAX_ELEMENTS:  # only where a zero makes the tensor empty after all
+        raise InvalidRequest(
+            f"unexpected shape for input '{spec.name}' for model '{config.name}': {_list(shape)} is beyond all memory"
         )
 
 
