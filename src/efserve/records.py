@@ -19,6 +19,7 @@ import numpy.typing as npt
 import psutil
 
 from efserve.errors import UsageError
+from efserve.intervals import Interval
 
 SCHEMA_VERSION = 2
 LIBRARIES = ("numpy", "uvloop", "httptools", "onnxruntime", "torch")
@@ -150,6 +151,7 @@ class Samples:
 
     time_us: Micros  # since the first window began, ascending
     series: dict[str, Gauges]  # name, with its unit -> a value per time
+    remark: str = ""  # why some series end early, or are not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,19 @@ class LatencySummary:
     p99_us: float
     p99_9_us: float
     max_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """Where figures of a level lie with 95 % confidence; None where there are too few requests to tell."""
+
+    requests_per_s: Interval | None
+    mean_us: Interval | None
+    p50_us: Interval | None
+    p90_us: Interval | None
+    p95_us: Interval | None
+    p99_us: Interval | None
+    p99_9_us: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +265,7 @@ class LevelStatistics:
     due_per_s: float  # requests whose intended time lies in the reported windows; 0 in a closed loop
     models: tuple[ModelStatistics, ...]
     clients: ClientsStatistics | None
+    intervals: Intervals  # of requests_per_s, and of `latency`
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,9 +9,11 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from efserve.intervals import mean_interval, percentile_interval, rate_interval
 from efserve.records import (
     Clients,
     ClientsStatistics,
+    Intervals,
     LatencySummary,
     LevelRecord,
     LevelStatistics,
@@ -22,6 +24,7 @@ from efserve.records import (
     Window,
 )
 
+PERCENTILES = (50, 90, 95, 99, 99.9)  # in the order of the fields of `LatencySummary` and `Intervals`
 STABLE_WINDOWS = 3
 STABLE_RATIO = 1.10  # greatest / least of the last windows, of throughput and of latency
 CLIENT_BOUND_CORES = 0.9
@@ -48,7 +51,7 @@ def latency_summary(latency_us: Micros) -> LatencySummary | None:
     """Mean, deviation, percentiles (linear interpolation between closest ranks) and maximum; None for no requests."""
     if not latency_us.size:
         return None
-    p50, p90, p95, p99, p99_9 = (float(p) for p in np.percentile(latency_us, (50, 90, 95, 99, 99.9)))
+    p50, p90, p95, p99, p99_9 = (float(p) for p in np.percentile(latency_us, PERCENTILES))
     return LatencySummary(
         mean_us=float(latency_us.mean()),
         deviation_us=float(latency_us.std()),
@@ -131,6 +134,11 @@ def level_statistics(level: LevelRecord) -> LevelStatistics:
         due_per_s=sum(window.due for window in windows) / duration_s,
         models=models,
         clients=_clients_statistics(level.clients),
+        intervals=Intervals(
+            rate_interval(level.requests.end_us[inside], windows[0].start_us, windows[-1].end_us),
+            mean_interval(latency_us),
+            *(percentile_interval(latency_us, percentile) for percentile in PERCENTILES),
+        ),
     )
 
 
