@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -509,6 +510,36 @@ def test_a_worker_that_reads_nothing_is_killed() -> None:
         assert desk.deaths == ["read none of its batches and was killed by SIGKILL"]
 
     run(zoo_spec("hangs_in_infer"), body)
+
+
+def test_a_start_without_descriptors_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    spec = onnx_spec(onnx_models.save(tmp_path, "identity", onnx_models.identity(4)))
+
+    async def start(descriptors: int) -> bool:
+        """Whether a worker starts with so many descriptors more."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        before = len(open_descriptors())
+        desk = Desk(spec)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + descriptors, hard))
+        try:
+            await desk.worker.start(DEADLINE_S)
+        except LoadFailed:
+            assert desk.worker.state is WorkerState.DEAD
+            return False
+        else:
+            await desk.worker.stop(DEADLINE_S)
+            return True
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert len(open_descriptors()) == before
+
+    async def whole() -> None:
+        started = [await start(descriptors) for descriptors in range(40)]
+        assert not started[0]
+        assert started[-1]
+
+    uvloop.run(whole())
+    assert (mapped_areas(), open_areas(), children()) == (0, 0, set())
 
 
 def test_a_stop_ends_a_start(tmp_path: Path) -> None:
