@@ -24,6 +24,11 @@ INTERRUPTED = 130  # exit code after Ctrl-C
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows per request.")
 @click.option("--url", default="", help="v2 server, http://HOST:PORT.  [default: start one with the options below]")
 @click.option(
+    "--metrics-url",
+    default="",
+    help="The server's Prometheus page, sampled meanwhile.  [default: port 8002 of its host, where it knows the model]",
+)
+@click.option(
     "--input",
     default="random",
     show_default=True,

@@ -20,6 +20,7 @@ from efserve.errors import MeasurementFailed, UsageError
 from efserve.loadtest.config import BenchConfig
 from efserve.loadtest.embedded import EmbeddedServer, embedded_server
 from efserve.loadtest.measure import LevelPlan, LevelSampler, measure_level
+from efserve.loadtest.sampling import GaugeSampler, metrics_page, server_pids
 from efserve.loadtest.target import TargetModel, described, find_model
 from efserve.records import LevelResult, Load, Target
 from efserve.stats import WindowFigures, level_statistics
@@ -137,7 +138,13 @@ async def _find(config: BenchConfig, server: EmbeddedServer | None, observer: Ob
     info = await client.server()
     model = await find_model(config, client, info, server.unready if server else {})
     target = described(client, info, model, embedded=server is not None)
-    return Bench(config, server, target, (model,), observer, stop)
+    bench = Bench(config, server, target, (model,), observer, stop)
+    page = await metrics_page(
+        config.metrics_url, server.metrics_url if server else "", target.url, model.traffic.model.name
+    )
+    pid = server.process.pid if server else None
+    bench.make_sampler = lambda: GaugeSampler(bench.client_pids(), server_pids(target.url, pid), page)
+    return bench
 
 
 def _allow_connections(count: int) -> None:

@@ -26,6 +26,7 @@ class BenchConfig:
     window_ms: int = 0  # 0: 1000, or a third of the duration where that is less
     percentile: int | None = None  # latency that stands for a level; None: the mean
     timeout_s: float = 30.0  # of one request
+    metrics_url: str = ""  # of the server's Prometheus page; empty: port 8002 of its host, where that knows the model
     url: str = ""  # empty: start the embedded server
     model_repository: tuple[str, ...] = ()
     engine: str | None = None
