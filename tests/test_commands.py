@@ -19,6 +19,7 @@ CONFIGS = {
     "infer": "efserve.predictor.predict:InferJob",
     "serve": "efserve.server.options:ServeConfig",
     "bench": "efserve.loadtest.config:BenchConfig",
+    "compare": "efserve.loadtest.compare:CompareConfig",
     "profile": "efserve.profiler.options:ProfileConfig",
 }
 # Options about how a command tells its result; the program below it does not know them.
@@ -27,6 +28,7 @@ PRINTING = {
     "infer": {"as_json"},
     "serve": {"verbose"},
     "bench": {"json_file", "csv_file"},
+    "compare": {"json_file"},
     "profile": set(),
 }
 ENGINES = {"torch", "onnxruntime", "onnx", "tensorrt"}
@@ -98,6 +100,8 @@ def test_every_command_is_checked_here() -> None:
     [
         ["nonsense"],
         ["--nonsense"],
+        ["compare", "http://127.0.0.1:9"],
+        ["compare", "x=--nonsense", "y="],
         ["profile", "--nonsense"],
         ["profile", "--batches", "0"],
         ["profile", "--shape", "x"],

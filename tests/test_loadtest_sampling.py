@@ -52,6 +52,7 @@ async def sample(sampler: GaugeSampler, until: float) -> Samples:
     found = await sampler.stop()
     assert found is not None
     assert all(values.shape == found.time_us.shape for values in found.series.values())
+    assert all(values.dtype == np.float64 for values in found.series.values())
     assert all(np.diff(found.time_us) > 0)
     return found
 

@@ -174,7 +174,7 @@ def _samples(rows: Sequence[_Row], begin_ns: int, remark: str) -> Samples:
     names = dict.fromkeys(name for values in table for name in values)
     return Samples(
         np.array([(row.time_ns - begin_ns) // 1000 for row in rows], np.int64),
-        {name: np.array([values.get(name, float("nan")) for values in table]) for name in names},
+        {name: np.array([values.get(name, float("nan")) for values in table], np.float64) for name in names},
         remark,
     )
 
