@@ -7,7 +7,8 @@ from efserve import __version__
 from efserve.errors import MeasurementFailed
 from efserve.loadtest.bench import Bench, Observer, prepared
 from efserve.loadtest.config import BenchConfig
-from efserve.records import BenchResult, LevelResult, Load, machine_facts
+from efserve.loadtest.searching import asked_search, run_search
+from efserve.records import BenchResult, LevelResult, SearchOutcome, machine_facts
 
 
 async def run_bench(config: BenchConfig, observer: Observer, stop: asyncio.Event) -> BenchResult:
@@ -17,8 +18,13 @@ async def run_bench(config: BenchConfig, observer: Observer, stop: asyncio.Event
     server dies or nothing was measured at all.
     """
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    asked = asked_search(config)
+    found: SearchOutcome | None = None
     async with prepared(config, observer, stop) as bench:
-        levels = await _levels(config, bench)
+        if asked is not None:
+            levels, found = await run_search(asked, bench.measure, stop)
+        else:
+            levels = await _levels(config, bench)
         if not levels:
             raise MeasurementFailed("interrupted before anything was measured")
         return BenchResult(
@@ -27,17 +33,19 @@ async def run_bench(config: BenchConfig, observer: Observer, stop: asyncio.Event
             machine=machine_facts(),
             config=config.as_json(),
             target=bench.target,
-            levels=tuple(levels),
+            levels=levels,
             interrupted=stop.is_set(),
+            search=found,
         )
 
 
-async def _levels(config: BenchConfig, bench: Bench) -> list[LevelResult]:
+async def _levels(config: BenchConfig, bench: Bench) -> tuple[LevelResult, ...]:
     results: list[LevelResult] = []
-    for concurrency in config.levels:
-        result = await bench.measure(Load.closed(concurrency))
+    from_files = bench.mix.load()
+    for load in (from_files,) if from_files else config.loads:
+        result = await bench.measure(load)
         if result is not None:
             results.append(result)
         if bench.stop.is_set():
             break
-    return results
+    return tuple(results)
