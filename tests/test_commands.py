@@ -20,6 +20,7 @@ CONFIGS = {
     "serve": "efserve.server.options:ServeConfig",
     "bench": "efserve.loadtest.config:BenchConfig",
     "compare": "efserve.loadtest.compare:CompareConfig",
+    "report": "efserve.reports.report:ReportJob",
     "profile": "efserve.profiler.options:ProfileConfig",
 }
 # Options about how a command tells its result; the program below it does not know them.
@@ -29,6 +30,7 @@ PRINTING = {
     "serve": {"verbose"},
     "bench": {"json_file", "csv_file"},
     "compare": {"json_file"},
+    "report": set(),
     "profile": set(),
 }
 ENGINES = {"torch", "onnxruntime", "onnx", "tensorrt"}

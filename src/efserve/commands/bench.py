@@ -245,7 +245,8 @@ def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool) -> 
 def _report(result: "BenchResult", config: "BenchConfig", json_file: str, csv_file: str) -> None:
     from efserve.console import err, out
     from efserve.records import encode_result, write_result
-    from efserve.reports.bench import as_csv, closing_lines, tables
+    from efserve.reports.bench import closing_lines, tables
+    from efserve.reports.csv_table import as_csv
 
     console = err() if "-" in (json_file, csv_file) else out()
     console.print()
