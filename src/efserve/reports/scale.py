@@ -33,8 +33,8 @@ def linear_scale(values: Iterable[float], *, zero: bool = True, count: int = 5) 
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        high = low + (abs(low) or 1.0)
+    if not _apart(low, high):
+        high = low + max(abs(low), 1.0)
     step = nice_step((high - low) / count)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple(_rounded(at * step, step) for at in range(first, last + 1))
@@ -43,7 +43,7 @@ def linear_scale(values: Iterable[float], *, zero: bool = True, count: int = 5) 
 
 def exact_scale(low: float, high: float, count: int = 6) -> Scale:
     """A linear scale over just this range, as of time, with ticks inside."""
-    high = high if high > low else low + 1.0
+    high = high if _apart(low, high) else low + max(abs(low), 1.0)
     step = nice_step((high - low) / count)
     numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
     return Scale(low, high, tuple(_rounded(at * step, step) for at in numbers))
@@ -67,6 +67,11 @@ def latency_scale(values: Sequence[float]) -> Scale:
     if positive and max(positive) > LOG_RATIO * min(positive):
         return log_scale(positive)
     return linear_scale(positive)
+
+
+def _apart(low: float, high: float) -> bool:
+    """Whether two ends are far enough apart for ticks between them."""
+    return high - low > max(1e-9 * abs(low), 1e-9 * abs(high), 1e-12)
 
 
 def nice_step(rough: float) -> float:
