@@ -11,10 +11,15 @@ import click
 from efserve.errors import EfserveError, MeasurementFailed, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
     from efserve.loadtest.config import BenchConfig
-    from efserve.records import BenchResult
+    from efserve.records import BenchResult, Load
 
 INTERRUPTED = 130  # exit code after Ctrl-C
+BAR_LETTERS = 30
 
 
 @click.command()
@@ -229,7 +234,9 @@ def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool) -> 
             click.echo("\nThis level ends here; Ctrl-C once more quits at once.", err=True)
 
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_interrupt)
-        return await run_bench(config, LiveLines(err() if machine_output else out(), config.batch), stop)
+        console = err() if machine_output else out()
+        on_progress = _progress_bar(console) if console.is_terminal else None
+        return await run_bench(config, LiveLines(console, config.batch), stop, on_progress)
 
     try:
         return uvloop.run(measure())
@@ -240,6 +247,18 @@ def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool) -> 
             raise
         click.echo(f"Error: {exc}", err=True)
         ctx.exit(INTERRUPTED)
+
+
+def _progress_bar(console: "Console") -> "Callable[[Load, int, int], None]":
+    """A bar in the line of the level that runs: how many of its clients or requests have ended."""
+
+    def draw(load: "Load", done: int, total: int) -> None:
+        filled = BAR_LETTERS * done // max(total, 1)
+        bar = "#" * filled + "-" * (BAR_LETTERS - filled)
+        text = f"{load.label:>6} [{bar}] {done}/{total}"
+        console.print(text.ljust(60), end="\r", markup=False, highlight=False, soft_wrap=True)
+
+    return draw
 
 
 def _report(result: "BenchResult", config: "BenchConfig", json_file: str, csv_file: str) -> None:

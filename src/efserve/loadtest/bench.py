@@ -70,6 +70,9 @@ class Bench:
         self.mix = mix
         self.stop = stop  # set it to end the current level
         self.make_sampler: Callable[[], LevelSampler] | None = None  # of gauges, one for each level
+        self.on_progress: Callable[[Load, int, int], None] | None = (
+            None  # of loads that have an end, instead of windows
+        )
         self._children = tuple(children)  # empty: load is made in this process
         self._observer = observer
         self._measured = 0
@@ -98,7 +101,8 @@ class Bench:
         self._observer.on_level_start(load)
         with _quiet_collector():
             plan = self._plan(load, job)
-            record = await measure_level(plan, load, self.stop, partial(self._observer.on_window, load))
+            on_window = _ignore if plan.on_progress else partial(self._observer.on_window, load)
+            record = await measure_level(plan, load, self.stop, on_window)
         if self.server is not None:
             self.server.check_alive()
         if record is None:
@@ -111,17 +115,23 @@ class Bench:
 
     def _plan(self, load: Load, job: LoadJob) -> LevelPlan:
         config = self.config
+        to_the_end = lasts_to_the_end(load, config)
         return LevelPlan(
             source=CrewSource(self._children) if self._children else LocalSource(),
             job=job,
-            to_the_end=lasts_to_the_end(load, config),
+            to_the_end=to_the_end,
             counters=tuple(model.counters for model in self.models),
             sampler=self.make_sampler() if self.make_sampler else None,
             warmup_s=config.warmup_s,
             window_s=config.window_s,
             duration_s=config.duration_s,
             percentile=config.percentile,
+            on_progress=partial(self.on_progress, load) if self.on_progress and to_the_end else None,
         )
+
+
+def _ignore(number: int, figures: WindowFigures) -> None:
+    """For windows that nobody watches."""
 
 
 @contextlib.asynccontextmanager

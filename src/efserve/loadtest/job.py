@@ -45,6 +45,11 @@ class ClosedJob:
     concurrency: int
     request_count: int = 0
 
+    @property
+    def total(self) -> int:
+        """Requests that it has to send; 0: without an end."""
+        return self.request_count
+
 
 @dataclass(frozen=True, slots=True)
 class OpenJob:
@@ -52,6 +57,11 @@ class OpenJob:
 
     schedule: Schedule
     max_connections: int
+
+    @property
+    def total(self) -> int:
+        """Requests that it has to send."""
+        return len(self.schedule.dues_ns)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,11 @@ from efserve.loadtest.tally import Mark, Tally
 from efserve.records import LevelRecord, Load, Pool, Samples, ServerCounters, Window
 from efserve.stats import STABLE_WINDOWS, Verdict, WindowFigures, verdict, window_figures
 
+OnWindow = Callable[[int, WindowFigures], None]  # number of the window from 1, its figures
+OnProgress = Callable[[int, int], None]  # clients or requests that have ended, and how many there are
+PROGRESS_S = 0.2
+_Before = tuple[ServerCounters | None, ...]
+
 
 class LevelSampler(Protocol):
     """Reads gauges of server and client while one level runs, in tasks of its own."""
@@ -40,10 +45,7 @@ class LevelPlan:
     window_s: float
     duration_s: float
     percentile: int | None
-
-
-OnWindow = Callable[[int, WindowFigures], None]  # number of the window from 1, its figures
-_Before = tuple[ServerCounters | None, ...]
+    on_progress: OnProgress | None  # called every 0.2 s of a load that has an end
 
 
 async def measure_level(plan: LevelPlan, asked: Load, stop: asyncio.Event, on_window: OnWindow) -> LevelRecord | None:
@@ -130,7 +132,7 @@ class _Level:
         try:
             while not finish.done() and not self._stop.is_set():
                 number = len(self._figures) + 1
-                await self._pause_until(begin_ns + int(number * self._plan.window_s * 1e9), finish)
+                await self._pass_window(begin_ns + int(number * self._plan.window_s * 1e9), finish)
                 await self._cut(time.monotonic_ns())
                 self._on_window(number, self._figures[-1])
             if finish.done():
@@ -142,6 +144,17 @@ class _Level:
         self._tally.close_span(self._plan.window_s)
         growing = overload(self._flows[:-1]) if self._open else ""  # the last window is cut short, or sees no sends
         return Verdict(not growing, growing)
+
+    async def _pass_window(self, until_ns: int, finish: "asyncio.Future[object]") -> None:
+        """Wait until the window, or the load, is over, and tell how far it has come."""
+        on_progress, work = self._plan.on_progress, self._plan.job.work
+        while not self._stop.is_set() and not finish.done() and (now_ns := time.monotonic_ns()) < until_ns:
+            step_ns = until_ns if on_progress is None else min(until_ns, now_ns + int(PROGRESS_S * 1e9))
+            await self._pause_until(step_ns, finish)
+            if on_progress is not None:
+                self._tally.add(await self._plan.source.cut())
+                done = self._tally.ended_clients if isinstance(work, ClientsJob) else self._tally.ended
+                on_progress(done, work.total)
 
     async def _cut(self, border_ns: int) -> None:
         """End a window here (or begin the first), and look at it."""

@@ -1,6 +1,7 @@
 """A whole benchmark: the loads that the options ask for, one level each -> one `BenchResult`."""
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from efserve import __version__
@@ -8,11 +9,17 @@ from efserve.errors import MeasurementFailed
 from efserve.loadtest.bench import Bench, Observer, prepared
 from efserve.loadtest.config import BenchConfig
 from efserve.loadtest.searching import asked_search, run_search
-from efserve.records import BenchResult, LevelResult, SearchOutcome, machine_facts
+from efserve.records import BenchResult, LevelResult, Load, SearchOutcome, machine_facts
+
+OnProgress = Callable[[Load, int, int], None]  # the load; clients or requests that have ended, and how many there are
 
 
-async def run_bench(config: BenchConfig, observer: Observer, stop: asyncio.Event) -> BenchResult:
+async def run_bench(
+    config: BenchConfig, observer: Observer, stop: asyncio.Event, on_progress: OnProgress | None = None
+) -> BenchResult:
     """Measure all levels, or until `stop` is set: then the current level is cut short and the rest left out.
+
+    `on_progress`: called now and then during loads that have an end, in place of the observer's `on_window`.
 
     Raises UsageError, MeasurementFailed and RemoteError before the first level, MeasurementFailed when the embedded
     server dies or nothing was measured at all.
@@ -21,6 +28,7 @@ async def run_bench(config: BenchConfig, observer: Observer, stop: asyncio.Event
     asked = asked_search(config)
     found: SearchOutcome | None = None
     async with prepared(config, observer, stop) as bench:
+        bench.on_progress = on_progress
         if asked is not None:
             levels, found = await run_search(asked, bench.measure, stop)
         else:

@@ -35,6 +35,16 @@ class Tally:
         self._fresh = 0  # chunks from here on are not older than the last border
         self._cpu_ns = 0
 
+    @property
+    def ended(self) -> int:
+        """Answers and failures so far."""
+        return sum(chunk.ends_ns.size for chunk in self._chunks) + sum(f.ends_ns.size for f in self._failed())
+
+    @property
+    def ended_clients(self) -> int:
+        """Short-lived clients that have ended so far."""
+        return sum(chunk.clients.requests.size for chunk in self._chunks if chunk.clients is not None)
+
     def begin(self, begin_ns: int) -> None:
         """The load has begun at this time."""
         self.begin_ns = begin_ns

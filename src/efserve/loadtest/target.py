@@ -10,6 +10,7 @@ from efserve.client.v2 import ModelInfo, ServerInfo, V2Client
 from efserve.errors import MeasurementFailed, RemoteError, UsageError
 from efserve.loadtest.config import BenchConfig
 from efserve.loadtest.datafile import from_file
+from efserve.loadtest.images import from_folder
 from efserve.loadtest.inputs import generated, parse_shapes, sample_dims
 from efserve.loadtest.job import Traffic
 from efserve.records import LoadedModel, ServerCounters, Target
@@ -88,7 +89,8 @@ async def _default_model(client: V2Client, unready: Mapping[str, str]) -> str:
 def _requests(config: BenchConfig, model: ModelInfo) -> list[tuple[Array, ...]]:
     shapes = parse_shapes(config.shape)
     if config.input not in ("random", "zero"):
-        return from_file(Path(config.input), model, config.batch, shapes)
+        read = from_folder if Path(config.input).is_dir() else from_file
+        return read(Path(config.input), model, config.batch, shapes)
     seed = config.seed if config.input == "random" else None
     return generated(model, sample_dims(model, config.batch, shapes), config.batch, seed, config.string_length)
 
