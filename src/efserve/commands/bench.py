@@ -171,6 +171,7 @@ BAR_LETTERS = 30
     "--json", "json_file", default="", help="Result file; - for stdout.  [default: reports/bench-MODEL-DATE-TIME.json]"
 )
 @click.option("--csv", "csv_file", default="", help="Also write a table for spreadsheets; - for stdout.")
+@click.option("--plot", is_flag=True, help="Plot throughput and latency in the terminal while it runs.")
 @click.option(
     "--model-repository",
     type=click.Path(),
@@ -187,7 +188,7 @@ BAR_LETTERS = 30
 @click.option("--max-batch", type=click.IntRange(1), help="For the embedded server: largest batch.")
 @click.option("--queue-delay-us", type=click.IntRange(0), help="For the embedded server: how long requests may wait.")
 @click.pass_context
-def command(ctx: click.Context, /, json_file: str, csv_file: str, **options: Any) -> None:
+def command(ctx: click.Context, /, json_file: str, csv_file: str, plot: bool, **options: Any) -> None:
     """Measure a v2 server under load, level by level.
 
     A closed loop (--concurrency) keeps so many requests under way; an open loop (--request-rate) sends at its own times
@@ -202,7 +203,7 @@ def command(ctx: click.Context, /, json_file: str, csv_file: str, **options: Any
     percentile, window_ms = options.pop("percentile"), options.pop("window_ms")
     config = BenchConfig(percentile=percentile and int(percentile), window_ms=window_ms or 0, **options)
     config.check()
-    result = _run(ctx, config, machine_output="-" in (json_file, csv_file))
+    result = _run(ctx, config, machine_output="-" in (json_file, csv_file), plot=plot)
     _report(result, config, json_file, csv_file)
     if result.interrupted:
         ctx.exit(INTERRUPTED)
@@ -210,12 +211,13 @@ def command(ctx: click.Context, /, json_file: str, csv_file: str, **options: Any
         raise MeasurementFailed("no request succeeded; the remarks above say why")
 
 
-def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool) -> "BenchResult":
+def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool, plot: bool) -> "BenchResult":
     import uvloop
 
     from efserve.console import err, out
     from efserve.loadtest.run import run_bench
     from efserve.reports.bench import LiveLines
+    from efserve.reports.live_plot import LivePlot
 
     interrupted = False
 
@@ -236,7 +238,8 @@ def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool) -> 
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_interrupt)
         console = err() if machine_output else out()
         on_progress = _progress_bar(console) if console.is_terminal else None
-        return await run_bench(config, LiveLines(console, config.batch), stop, on_progress)
+        observer = LivePlot(console, config.batch) if plot else LiveLines(console, config.batch)
+        return await run_bench(config, observer, stop, on_progress)
 
     try:
         return uvloop.run(measure())
