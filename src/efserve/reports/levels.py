@@ -103,6 +103,14 @@ def marks(level: LevelResult) -> list[str]:
     return found
 
 
+def clients_line(level: LevelResult) -> str:
+    """What the short-lived clients of a stress test saw; empty for other loads."""
+    found = level.statistics.clients
+    if found is None:
+        return ""
+    return f"{found.clients} clients: mean latency {ms(found.mean_us)} ms, deviation {ms(found.deviation_us)} ms"
+
+
 def search_line(search: SearchOutcome) -> str:
     """What a search for the highest load found, in a sentence."""
     kind = "" if search.found is None else f"{search.found.kind} " if search.found.label[:1].isdigit() else ""

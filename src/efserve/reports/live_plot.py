@@ -118,7 +118,7 @@ def _short(value: float) -> str:
     """A number in at most seven letters."""
     if value >= 1e6:
         return tick_text(float(f"{value:.3g}"))
-    return amount(value) if value >= 0.01 else f"{value:.2g}"
+    return amount(value) if value >= 0.01 else f"{value:.2g}" if value > 1e-9 else "0"
 
 
 def braille(lines: Sequence[Sequence[Point]], width: int, top: float) -> list[str]:

@@ -12,7 +12,7 @@ from efserve.reports import charts
 from efserve.reports.differences import differences
 from efserve.reports.differences_page import differences_section
 from efserve.reports.level_table import level_table
-from efserve.reports.levels import heading, long_name, ms, remarks, search_line
+from efserve.reports.levels import clients_line, heading, long_name, ms, remarks, search_line
 from efserve.reports.markup import Markup, Node, element, join
 from efserve.reports.samples import sample_figures
 from efserve.reports.scale import amount
@@ -178,7 +178,8 @@ def _remark_list(levels: Sequence[LevelResult]) -> Node:
     items = [
         element("li", element("b", long_name(level.record)), f": {remark}")
         for level in levels
-        for remark in remarks(level)
+        for remark in (clients_line(level), *remarks(level))
+        if remark
     ]
     return element("ul", items, class_="remarks") if items else None
 
