@@ -12,10 +12,11 @@ from typing import Any, Protocol
 from efserve import __version__
 from efserve.comparison import Comparison, Contender, Turn
 from efserve.errors import MeasurementFailed, UsageError
+from efserve.histogram import Histogram
 from efserve.loadtest.bench import Bench, prepared
 from efserve.loadtest.config import BenchConfig
 from efserve.records import LevelResult, Load, Target, machine_facts
-from efserve.stats import WindowFigures
+from efserve.stats import WindowFigures, in_reported_windows
 
 _NAMED = re.compile(r"([\w.-]+)=(.*)", re.DOTALL)
 # Options of the embedded server that a target may give: field of BenchConfig, and its type.
@@ -165,7 +166,9 @@ async def _round(
         result = await benches[index].measure(load)
         if result is None or benches[index].stop.is_set():
             return None
-        turns[index] = Turn(result.statistics, result.record.stable, result.record.reason)
+        latency_us = Histogram()
+        latency_us.add(result.record.requests.latency_us[in_reported_windows(result.record)])
+        turns[index] = Turn(result.statistics, latency_us, result.record.stable, result.record.reason)
         watcher.on_turn(number, contenders[index], turns[index])
     return tuple(turns[index] for index in order)
 
