@@ -1,14 +1,13 @@
 """`efserve bench`: options -> BenchConfig -> run_bench -> tables, closing lines, report."""
 
-import asyncio
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from efserve.errors import EfserveError, MeasurementFailed, UsageError
+from efserve.errors import MeasurementFailed, UsageError
+from efserve.interrupts import INTERRUPTED, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from efserve.loadtest.config import BenchConfig
     from efserve.records import BenchResult, Load
 
-INTERRUPTED = 130  # exit code after Ctrl-C
 BAR_LETTERS = 30
 
 
@@ -212,44 +210,18 @@ def command(ctx: click.Context, /, json_file: str, csv_file: str, plot: bool, **
 
 
 def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool, plot: bool) -> "BenchResult":
-    import uvloop
-
     from efserve.console import err, out
     from efserve.loadtest.run import run_bench
     from efserve.reports.bench import LiveLines
     from efserve.reports.live_plot import LivePlot
 
-    interrupted = False
-
-    async def measure() -> "BenchResult":
-        nonlocal interrupted
-        stop, task = asyncio.Event(), asyncio.current_task()
-        assert task is not None
-
-        def on_interrupt() -> None:
-            nonlocal interrupted
-            if interrupted:
-                task.cancel()
-                return
-            interrupted = True
-            stop.set()
-            click.echo("\nThis level ends here; Ctrl-C once more quits at once.", err=True)
-
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_interrupt)
-        console = err() if machine_output else out()
-        on_progress = _progress_bar(console) if console.is_terminal else None
-        observer = LivePlot(console, config.batch) if plot else LiveLines(console, config.batch)
-        return await run_bench(config, observer, stop, on_progress)
-
-    try:
-        return uvloop.run(measure())
-    except (asyncio.CancelledError, KeyboardInterrupt):
+    console = err() if machine_output else out()
+    on_progress = _progress_bar(console) if console.is_terminal else None
+    observer = LivePlot(console, config.batch) if plot else LiveLines(console, config.batch)
+    result = run(lambda stop: run_bench(config, observer, stop, on_progress), "This level ends here")
+    if result is None:
         ctx.exit(INTERRUPTED)
-    except EfserveError as exc:
-        if not interrupted:
-            raise
-        click.echo(f"Error: {exc}", err=True)
-        ctx.exit(INTERRUPTED)
+    return result
 
 
 def _progress_bar(console: "Console") -> "Callable[[Load, int, int], None]":
