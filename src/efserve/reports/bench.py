@@ -162,7 +162,7 @@ def _model_table(levels: Sequence[LevelResult]) -> Iterable[Table]:
 def _clients_table(levels: Sequence[LevelResult]) -> Iterable[Table]:
     if not any(level.statistics.clients for level in levels):
         return
-    yield (table := _table("Clients: their mean latencies in ms", (heading(levels), "answered", "mean", "deviation")))
+    yield (table := _table("Clients' mean latency in ms", (heading(levels), "answered", "mean", "deviation")))
     for level in levels:
         clients = level.statistics.clients
         if clients is not None:
@@ -216,7 +216,7 @@ def closing_lines(result: BenchResult, percentile: int | None) -> list[str]:
         if statistics.latency is not None:
             latency = f"{chosen_latency_us(statistics.latency, percentile):.0f}"
         name = _CLOSING_NAMES.get(load.kind, "Load")
-        value = f"{load.value:g}" if load.kind == "rate" and not load.shape else load.label
+        value = f"{load.value:g}" if load.kind in ("rate", "clients") and not load.shape else load.label
         lines.append(
             f"{name}: {value}, throughput: {statistics.inferences_per_s:.2f} infer/sec, latency {latency} usec"
         )

@@ -18,6 +18,7 @@ PERCENTILES = (("p50", 50.0, "s1"), ("p90", 90.0, "s3"), ("p99", 99.0, "s2"), ("
 NINES = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 MOST_LEVEL_NAMES = 12  # on one axis
 CURVE_POINTS = 120
+LETTER_PART = 0.022  # of the width of a chart on a telephone
 
 
 def figure(title: str, note: str, *content: Node, wide: bool = False) -> Markup:
@@ -47,22 +48,18 @@ def latency_by_throughput(levels: Sequence[LevelResult]) -> Markup | None:
         values += [y for _, y in points]
     x = Axis("throughput (infer/s)", linear_scale([level.statistics.inferences_per_s for level in measured]))
     y = Axis("latency (ms)", latency_scale(values))
-    lowest = series[0].points
-    labels = [
-        Label(*place, short_name(level.record))
-        for level, place in zip(measured, lowest, strict=True)
-        if len(measured) <= MOST_LEVEL_NAMES
-    ]
+    labels = [Label(level.statistics.inferences_per_s, short_name(level.record)) for level in measured]
     chart = xy_plot("Latency percentiles over throughput", x, y, series, extras=_apart(labels, x.scale))
-    note = "A point per level, in the order in which they were measured; the name of a level stands under its p50."
+    note = "A point per level, joined in the order in which they were measured; the names of the levels stand above."
     return figure("Latency against throughput", note, chart, legend([(s.name, s.color, None) for s in series]))
 
 
 def _apart(labels: Sequence[Label], scale: Scale) -> list[Label]:
-    """Labels that keep a distance along x: those that would cover the one before are left out."""
+    """Labels that keep a distance along x, for a narrow window: what would cover the one before is left out."""
     kept: list[Label] = []
     for label in labels:
-        if all(abs(scale.at(label.x) - scale.at(other.x)) > 0.05 for other in kept):
+        room = 0.02 + LETTER_PART * len(label.text)
+        if all(abs(scale.at(label.x) - scale.at(other.x)) > room for other in kept):
             kept.append(label)
     return kept
 
@@ -158,7 +155,7 @@ def run_panels(levels: Sequence[LevelResult]) -> Markup:
     length_s = bin_length_s(places[-1].end_s)
     found = [bins(level.record, length_s) for level in levels]
     x = Axis("time under measurement (s)", exact_scale(0.0, places[-1].end_s))
-    bands = _level_bands(levels, places)
+    bands = level_bands(levels, places)
     failed = any(level.record.failures for level in levels)
     panels: list[Node] = []
     rates, middles, tails, errors = [], [], [], []
@@ -185,16 +182,11 @@ def run_panels(levels: Sequence[LevelResult]) -> Markup:
     return figure("Over the run", f"{note}{'' if failed else ' No request failed.'}", panels, wide=True)
 
 
-def _level_bands(levels: Sequence[LevelResult], places: Sequence[Stretch]) -> list[Band]:
-    total_s = places[-1].end_s
-    few = len(levels) <= MOST_LEVEL_NAMES
+def level_bands(levels: Sequence[LevelResult], places: Sequence[Stretch]) -> list[Band]:
+    """The stretches of the levels, of which at most `MOST_LEVEL_NAMES` are named."""
+    every = -(-len(levels) // MOST_LEVEL_NAMES)
     return [
-        Band(
-            place.start_s,
-            place.end_s,
-            short_name(level.record) if few or place.end_s - place.start_s > total_s / MOST_LEVEL_NAMES else "",
-            str(at),
-        )
+        Band(place.start_s, place.end_s, "" if at % every else short_name(level.record), str(at))
         for at, (level, place) in enumerate(zip(levels, places, strict=True))
     ]
 

@@ -129,7 +129,7 @@ def _cards(levels: Sequence[LevelResult]) -> Markup:
     ]
     if best.statistics.latency:
         found.append((ms(best.statistics.latency.p99_us), "ms", "p99 latency there"))
-    if measured:
+    if len(measured) > 1:
         quick = min(measured, key=lambda level: level.statistics.latency.p50_us if level.statistics.latency else 0)
         assert quick.statistics.latency is not None
         found.append((ms(quick.statistics.latency.p50_us), "ms", f"lowest p50, at {long_name(quick.record)}"))
