@@ -154,7 +154,8 @@ async def prepared(config: BenchConfig, observer: Observer, stop: asyncio.Event)
         client = V2Client(server.url if server else config.url, min(CONTROL_DEADLINE_S, config.timeout_s))
         target, found = await _unless_stopped(_find(config, mix, client, server), stop)
         bench = Bench(config, server, target, found, mix, children, observer, stop)
-        page = await metrics_page(config.metrics_url, server.metrics_url if server else "", target.url, target.model)
+        metrics_url, first = server.metrics_url if server else "", found[0].info.name
+        page = await metrics_page(config.metrics_url, metrics_url, target.url, first)
         pid = server.process.pid if server else None
         bench.make_sampler = lambda: GaugeSampler(bench.client_pids(), server_pids(target.url, pid), page)
         observer.on_target(target)
@@ -170,13 +171,13 @@ async def _find(
     for index, name in enumerate(mix.models):
         share = mix.shares[index] if mix.shares else None
         single = _of_share(config, share) if share else replace(config, model=name or config.model)
-        slo_ms = goals.get(name, goals.get("", 0.0)) or (share.slo_ms if share else 0.0)
-        found.append(await find_model(single, client, info, server.unready if server else {}, slo_ms))
+        default = {"": share.slo_ms} if share else {}
+        found.append(await find_model(single, client, info, server.unready if server else {}, default | goals))
     names = {model.info.name for model in found}
     for name in goals:
         if name and name not in names:
             raise UsageError(f"--goodput {name}: that model is not measured; measured: {', '.join(sorted(names))}")
-    return described(client, info, found[0], embedded=server is not None), tuple(found)
+    return described(client, info, found, embedded=server is not None), tuple(found)
 
 
 def _of_share(config: BenchConfig, share: Share) -> BenchConfig:

@@ -28,6 +28,10 @@ class Source(Protocol):
 
     processes: int  # that make it
 
+    @property
+    def deaths(self) -> "Sequence[asyncio.Future[object]]":
+        """Done when a process has ended that should not have: the next call says so by MeasurementFailed."""
+
     async def start(self, job: LoadJob) -> int:
         """Start the load; its begin, in monotonic ns."""
 
@@ -48,6 +52,7 @@ class LocalSource:
     """Load in this process."""
 
     processes = 1
+    deaths: "Sequence[asyncio.Future[object]]" = ()
 
     def __init__(self) -> None:
         self._loop: Loop | None = None
@@ -88,7 +93,7 @@ class Child:
         self.number = number
         self.process = process
         self._answers: dict[str, asyncio.Future[Any]] = {}
-        self._reader = asyncio.ensure_future(self._read())
+        self.death: asyncio.Future[object] = asyncio.ensure_future(self._read())
         self.dead = ""  # why, once it is
 
     def __repr__(self) -> str:
@@ -135,7 +140,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
         await self.process.wait()
-        await asyncio.gather(self._reader, return_exceptions=True)
+        await asyncio.gather(self.death, return_exceptions=True)
 
 
 def _ending(code: int) -> str:
@@ -149,6 +154,11 @@ class CrewSource:
         self._children = list(children)
         self._active: list[Child] = []
         self.processes = len(children)
+
+    @property
+    def deaths(self) -> "Sequence[asyncio.Future[object]]":
+        """See `Source`."""
+        return [child.death for child in self._active]
 
     async def start(self, job: LoadJob) -> int:
         """See `Source`."""
