@@ -40,13 +40,13 @@ def render(results: Sequence[BenchResult], names: Sequence[str]) -> str:
         ]
         for result, name in zip(results, names, strict=True):
             body.append(element("section", _header(result, name, level="h2"), _result(result)))
-    most = max(len(result.levels) for result in results)
-    return _page(f"{title}: benchmark", join(*body), most)
+    counts = sorted({len(result.levels) for result in results})
+    return _page(f"{title}: benchmark", join(*body), "".join(level_colors(count) for count in counts))
 
 
-def _page(title: str, body: Markup, levels: int) -> str:
+def _page(title: str, body: Markup, colors: str) -> str:
     package = files("efserve.reports")
-    style = package.joinpath("page.css").read_text(encoding="utf-8") + level_colors(levels)
+    style = package.joinpath("page.css").read_text(encoding="utf-8") + colors
     script = package.joinpath("page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
@@ -66,11 +66,11 @@ def _page(title: str, body: Markup, levels: int) -> str:
 
 
 def level_colors(count: int) -> str:
-    """Style rules that give each level its colour, in both themes."""
+    """Style rules that give each level of a result with so many its colour, in both themes."""
     themes = []
     for ramp in (LIGHT_RAMP, DARK_RAMP):
         rules = (f"--l{at}:#{''.join(f'{part:02x}' for part in ramp_color(ramp, at, count))}" for at in range(count))
-        themes.append(f":root{{{';'.join(rules)}}}")
+        themes.append(f".levels{count}{{{';'.join(rules)}}}")
     return f"{themes[0]}\n@media screen and (prefers-color-scheme: dark){{{themes[1]}}}\n"
 
 
@@ -167,7 +167,7 @@ def _result(result: BenchResult) -> Markup:
         level_table(levels, result.search.met if result.search else ()),
         _remark_list(levels),
         element("h2", "Load and latency"),
-        element("div", pictures, class_="figures"),
+        element("div", pictures, class_=f"figures levels{len(levels)}"),
         [element("h2", "Machine during the run"), element("div", samples, class_="figures")] if samples else None,
         element("h2", "How it was measured"),
         _facts(result),
