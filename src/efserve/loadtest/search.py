@@ -116,7 +116,7 @@ def highest(start: float, precision: float = PRECISION, most_runs: int = MOST_RU
     return _sides(scores)[0]
 
 
-_LEAST_FACTOR = 2.0**-20  # of the start: below it the goal is out of reach
+_LEAST_FACTOR = 2.0**-6  # of the start: below it the goal is out of reach
 
 
 @dataclass(frozen=True, slots=True)
