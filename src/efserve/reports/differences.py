@@ -12,7 +12,7 @@ from efserve.reports.levels import long_name
 
 Verdict = Literal["noise", "better", "worse", "too few requests"]
 
-CHANCE = "Of figures that do not differ, about 1 in 20 falls outside its interval by chance."
+CHANCE = "Of figures that do not differ, up to 1 in 20 falls outside its interval by chance."
 DRIFT = "The intervals hold what varied within a run, not a drift from run to run: `efserve compare` measures in turns."
 
 
