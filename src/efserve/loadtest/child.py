@@ -15,6 +15,7 @@ import uvloop
 
 from efserve.loadtest.crew import LENGTH
 from efserve.loadtest.job import LoadJob, Loop, make_loop
+from efserve.loadtest.limits import allow_connections
 
 
 class _Worker:
@@ -29,7 +30,7 @@ class _Worker:
         """Carry out an order and answer it; waiting for the end of a load keeps no other order waiting."""
         answer: object = None
         if order == "prepare":
-            self._job = value
+            self._prepare(value)
         elif order == "start":
             self._start(value)
         elif self._loop is not None:
@@ -44,6 +45,10 @@ class _Worker:
                 await self._loop.stop()
         data = pickle.dumps((order, answer), pickle.HIGHEST_PROTOCOL)
         self._output.write(LENGTH.pack(len(data)) + data)
+
+    def _prepare(self, job: LoadJob) -> None:
+        allow_connections(job.work.connections)
+        self._job = job
 
     def _start(self, begin_ns: int) -> None:
         assert self._job is not None, "start before prepare"
