@@ -145,6 +145,8 @@ class ServedVersion:
                     "model=%s version=%s worker ended: %s; restart in %.1f s", self.name, self.version, reason, delay_s
                 )
                 await asyncio.sleep(delay_s)
+                if self.state is not VersionState.READY:  # another instance has used up the restarts
+                    return
         finally:
             if not started.done():
                 started.set_result(None)
