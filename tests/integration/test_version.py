@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
+from efserve.counters import BACKEND, CANCELED, OTHER, REJECTED
+from efserve.errors import WorkerDied
 from efserve.inference import InferRequest, Outcome
 from efserve.repository import read_model
 from efserve.server.options import ServeConfig
@@ -41,6 +43,17 @@ def test_an_instance_that_waits_to_restart_gives_up_with_the_version() -> None:
             _, going_on = await asyncio.wait(others, timeout=DEADLINE_S)
             assert not going_on
         assert not version.workers
+        await version.stop(0)
+
+    uvloop.run(whole())
+
+
+def test_a_request_that_kills_its_workers_is_the_models_failure() -> None:
+    async def whole() -> None:
+        version = ServedVersion(read_model(ZOO / "killed_in_infer").resolve(1), {}, ServeConfig(), 1)
+        await version.start()
+        assert isinstance(await ask(version), WorkerDied)
+        assert version.counters.failures == {BACKEND: 1, CANCELED: 0, OTHER: 0, REJECTED: 0}
         await version.stop(0)
 
     uvloop.run(whole())
