@@ -207,4 +207,4 @@ def test_an_unreachable_server_is_one_sentence(tmp_path: Path) -> None:
 
 def test_every_option_is_a_field_of_the_config() -> None:
     options = {parameter.name for parameter in command.params}
-    assert options == {field.name for field in fields(BenchConfig)} | {"json_file", "csv_file"}
+    assert options == {field.name for field in fields(BenchConfig)} | {"json_file", "csv_file", "plot"}

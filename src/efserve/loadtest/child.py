@@ -14,7 +14,7 @@ from typing import Any
 import uvloop
 
 from efserve.loadtest.crew import LENGTH
-from efserve.loadtest.job import LoadJob, Loop, make_loop
+from efserve.loadtest.job import LoadJob, Loop, OpenJob, make_loop
 from efserve.loadtest.limits import allow_connections
 
 
@@ -56,6 +56,9 @@ class _Worker:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
+        if isinstance(self._job.work, OpenJob):  # it knows when to send the first
+            self._loop.start()
+            return
         delay_s = (begin_ns - time.monotonic_ns()) / 1e9
         asyncio.get_running_loop().call_later(max(delay_s, 0.0), self._loop.start)
 
