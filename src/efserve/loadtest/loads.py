@@ -34,6 +34,14 @@ class Mix:
         """Requests/s of a workload, all models together."""
         return sum(share.rate for share in self.shares)
 
+    def resolved(self, names: Sequence[str]) -> "Mix":
+        """A trace whose requests without a model go to the one that was found for them; `names`: of all that were."""
+        if self.trace is None:
+            return self
+        name_of = dict(zip(self.models, names, strict=True))
+        trace = Trace(self.trace.time_s, tuple(name_of[model] for model in self.trace.models))
+        return Mix((), trace, tuple(dict.fromkeys(names)))
+
     def load(self) -> Load | None:
         """The load that the files ask for."""
         if self.trace is not None:
