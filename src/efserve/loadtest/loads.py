@@ -17,7 +17,7 @@ from efserve.records import Load
 
 DEFAULT_CLIENTS_FACTOR = 20  # clients in all, of those at a time
 DEFAULT_REQUESTS_PER_CLIENT = 10
-SPARE_WINDOWS = 2  # of load behind the last one: it goes on until the level is read out
+SPARE_S = 5.0  # of load behind the last window: it goes on while a busy server is slow to give its statistics
 MAX_REQUESTS = 50_000_000  # of one schedule
 
 
@@ -113,7 +113,7 @@ def _steady_times(per_s: float, distribution: str, config: BenchConfig, seed: in
     """Enough for the warm-up and all windows; or for the requests that are asked for."""
     count = config.request_count
     if not count:
-        duration_s = config.warmup_s + config.duration_s + SPARE_WINDOWS * config.window_s
+        duration_s = config.warmup_s + config.duration_s + SPARE_S
         return _times(steady(per_s, duration_s), distribution, config, seed)
     expected = count + (0 if distribution == "constant" else 10 * (1 + config.gamma_cv) * math.sqrt(count) + 20)
     return _times(steady(per_s, expected / per_s), distribution, config, seed)[:count]
