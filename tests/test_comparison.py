@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comparisons import comparison, turn
@@ -27,6 +27,7 @@ def test_a_difference_within_its_interval_is_noise() -> None:
     assert found.verdict == "noise"
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=6))
 def test_the_ratio_is_the_geometric_mean(pairs: list[tuple[int, int]]) -> None:
     found = ratio(comparison([(turn(a), turn(b)) for a, b in pairs]), "inferences_per_s", 1)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efserve.histogram import MOST, RELATIVE_ERROR, Histogram
@@ -18,6 +18,7 @@ def histogram_of(numbers: list[int]) -> Histogram:
     return histogram
 
 
+@settings(deadline=None)
 @given(values, st.sampled_from([0, 50, 90, 99, 99.9, 100]))
 def test_a_percentile_is_wrong_by_a_thousandth_at_most(numbers: list[int], percentile: float) -> None:
     rank = min(max(math.ceil(percentile / 100 * len(numbers)), 1), len(numbers))
@@ -25,6 +26,7 @@ def test_a_percentile_is_wrong_by_a_thousandth_at_most(numbers: list[int], perce
     assert histogram_of(numbers).percentile(percentile) == pytest.approx(truth, rel=RELATIVE_ERROR, abs=0.5)
 
 
+@settings(deadline=None)
 @given(values, values)
 def test_merging_is_counting_all(first: list[int], second: list[int]) -> None:
     merged, whole = histogram_of(first), histogram_of(first + second)
@@ -38,6 +40,7 @@ def test_merging_is_counting_all(first: list[int], second: list[int]) -> None:
     assert all(np.array_equal(a, b) for a, b in zip(merged.buckets(), whole.buckets(), strict=True))
 
 
+@settings(deadline=None)
 @given(values)
 def test_buckets_hold_the_values_and_do_not_overlap(numbers: list[int]) -> None:
     low, high, counts = histogram_of(numbers).buckets()
@@ -48,6 +51,7 @@ def test_buckets_hold_the_values_and_do_not_overlap(numbers: list[int]) -> None:
         assert ((low <= number) & (number <= high)).sum() == 1
 
 
+@settings(deadline=None)
 @given(values, st.integers(0, 5000))
 def test_the_share_up_to_a_value(numbers: list[int], bound: int) -> None:
     share = histogram_of(numbers).share_up_to(bound)

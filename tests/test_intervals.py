@@ -7,7 +7,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efserve.intervals import (
@@ -93,6 +93,7 @@ def test_equal_values_are_certain() -> None:
     assert mean_interval(equal) == percentile_interval(equal, 99) == Interval(7, 7)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**7), min_size=40, max_size=300), st.sampled_from([50, 90, 99]))
 def test_an_interval_holds_its_own_figure(values: list[int], percentile: float) -> None:
     array = np.array(values)
@@ -118,6 +119,7 @@ def test_student_falls_with_the_degrees_of_freedom() -> None:
     assert factors == sorted(factors, reverse=True)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=10))
 def test_ratios_the_other_way_round_have_the_interval_the_other_way_round(ratios: list[float]) -> None:
     found, other = ratio_interval(ratios), ratio_interval([1 / ratio for ratio in ratios])

@@ -1,7 +1,7 @@
 """Reading metrics pages: Triton's, our own, and what is none."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efserve.frontend.metrics import expose
@@ -62,12 +62,14 @@ def test_what_is_no_series_is_passed_over(page: str) -> None:
     assert gauges(page) == Gauges({}, {})
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_is_survived(page: str) -> None:
     gauges(page)
     gauges("nv_gpu_utilization{" + page)
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8")))
 def test_labels_keep_any_name(model: str) -> None:
     escaped = model.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

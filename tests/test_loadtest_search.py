@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efserve.errors import UsageError
@@ -41,6 +41,7 @@ def follow(probes: Probes, met: Callable[[float], bool]) -> tuple[float | None, 
 levels = st.lists(st.integers(1, 1000), min_size=1, max_size=50, unique=True)
 
 
+@settings(deadline=None)
 @given(levels, st.integers(0, 1001))
 def test_linear_and_binary_find_the_highest_level_of_a_monotone_server(values: list[int], boundary: int) -> None:
     truth = max((value for value in values if value <= boundary), default=None)
@@ -50,6 +51,7 @@ def test_linear_and_binary_find_the_highest_level_of_a_monotone_server(values: l
         assert len(set(tried)) == len(tried)
 
 
+@settings(deadline=None)
 @given(levels, st.integers(0, 1001))
 def test_binary_is_quick_and_linear_stops_at_the_first_miss(values: list[int], boundary: int) -> None:
     _, tried = follow(binary(values), lambda load: load <= boundary)
@@ -58,6 +60,7 @@ def test_binary_is_quick_and_linear_stops_at_the_first_miss(values: list[int], b
     assert tried == sorted(values)[: sum(value <= boundary for value in values) + 1]
 
 
+@settings(deadline=None)
 @given(st.floats(1, 1e6), st.floats(0.01, 50), st.sampled_from([0.01, 0.05, 0.2]))
 def test_highest_is_within_its_precision(boundary: float, factor: float, precision: float) -> None:
     found, tried = follow(highest(boundary * factor, precision), lambda load: load <= boundary)
@@ -96,6 +99,7 @@ def test_one_spoilt_run_does_not_decide(blip: int) -> None:
     assert len(tried) <= 20
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_a_server_whose_boundary_wavers_is_found_in_few_runs(seed: int) -> None:
     noise = random.Random(seed)
