@@ -20,6 +20,7 @@ CONFIGS = {
     "serve": "efserve.server.options:ServeConfig",
     "bench": "efserve.loadtest.config:BenchConfig",
     "profile": "efserve.profiler.options:ProfileConfig",
+    "plan": "efserve.planning.options:PlanConfig",
 }
 # Options about how a command tells its result; the program below it does not know them.
 PRINTING = {
@@ -28,6 +29,7 @@ PRINTING = {
     "serve": {"verbose"},
     "bench": {"json_file", "csv_file"},
     "profile": set(),
+    "plan": set(),
 }
 ENGINES = {"torch", "onnxruntime", "onnx", "tensorrt"}
 HEAVY = ENGINES | {"numpy", "rich", "google", "tritonclient", "matplotlib", "uvicorn", "asyncio", "msgspec"}
@@ -104,6 +106,11 @@ def test_every_command_is_checked_here() -> None:
         ["profile", "--resume", "--force"],
         ["profile", "--model-repository", "no-such-folder"],
         ["profile", "--cores", "100000"],
+        ["plan"],
+        ["plan", "--rate", "digits=100"],
+        ["plan", "--rate", "digits=-1", "--slo", "digits=1"],
+        ["plan", "--rate", "digits=1", "--slo", "digits=1", "--devices", "x"],
+        ["plan", "--rate", "digits=1", "--slo", "digits=1", "--devices", "2xnone"],
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:

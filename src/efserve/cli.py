@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": "Serve a model repository over the KServe v2 protocol.",
     "bench": "Measure a server under load; starts one itself without --url.",
     "profile": "Measure latency over batch sizes and shares of the device.",
+    "plan": "Pack models on partitions of devices so that every rate and SLO holds.",
 }
 
 
