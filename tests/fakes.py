@@ -88,8 +88,10 @@ class FakeService:
         versions = [number for other, number in self.table if other == name]
         if not versions:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
+        if name in self.unready and version:
+            raise Unavailable(f"Request for unknown model: '{name}' version {version} is not at ready state")
         if name in self.unready:
-            raise Unavailable(f"Request for unknown model: '{name}' has no available versions")
+            raise NotFound(f"Request for unknown model: '{name}' has no available versions")
         found = self.table.get((name, version or max(versions)))
         if found is None:
             raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")

@@ -19,6 +19,8 @@ CONFIGS = {
     "infer": "efserve.predictor.predict:InferJob",
     "serve": "efserve.server.options:ServeConfig",
     "bench": "efserve.loadtest.config:BenchConfig",
+    "compare": "efserve.loadtest.compare:CompareConfig",
+    "report": "efserve.reports.report:ReportJob",
     "profile": "efserve.profiler.options:ProfileConfig",
     "plan": "efserve.planning.options:PlanConfig",
 }
@@ -28,6 +30,8 @@ PRINTING = {
     "infer": {"as_json"},
     "serve": {"verbose"},
     "bench": {"json_file", "csv_file"},
+    "compare": {"json_file"},
+    "report": set(),
     "profile": set(),
     "plan": set(),
 }
@@ -100,6 +104,8 @@ def test_every_command_is_checked_here() -> None:
     [
         ["nonsense"],
         ["--nonsense"],
+        ["compare", "http://127.0.0.1:9"],
+        ["compare", "x=--nonsense", "y="],
         ["profile", "--nonsense"],
         ["profile", "--batches", "0"],
         ["profile", "--shape", "x"],

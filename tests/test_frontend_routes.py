@@ -70,6 +70,7 @@ def test_a_models_readiness() -> None:
     assert answer("GET /v2/models/identity/ready", served=served) == (200, None)
     served.unready.add("identity")
     assert answer("GET /v2/models/identity/ready", served=served) == (400, {"error": "Model version not ready"})
+    assert answer("GET /v2/models/identity/versions/1/ready", served=served)[0] == 400
     status, error = answer("GET /v2/models/none/ready")
     assert (status, error) == (404, {"error": "Request for unknown model: 'none' is not found"})
     assert answer("GET /v2/models/identity/versions/9")[0] == 404

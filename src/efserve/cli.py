@@ -14,6 +14,8 @@ COMMANDS = {
     "infer": "Run a model on images or arrays and print the top classes.",
     "serve": "Serve a model repository over the KServe v2 protocol.",
     "bench": "Measure a server under load; starts one itself without --url.",
+    "compare": "Measure several servers in turns and tell differences from noise.",
+    "report": "Make HTML, CSV, Markdown or tables from results; compare runs.",
     "profile": "Measure latency over batch sizes and shares of the device.",
     "plan": "Pack models on partitions of devices so that every rate and SLO holds.",
 }

@@ -72,6 +72,14 @@ class ModelConfig:
         """Most rows that one execution may have."""
         return max(1, self.max_batch_size)
 
+    def with_max_batch(self, max_batch_size: int) -> "ModelConfig":
+        """The config with another maximum; preferred sizes beyond it are dropped, for no batch can reach them."""
+        batching = self.dynamic_batching
+        if batching is not None:
+            reachable = tuple(size for size in batching.preferred_batch_sizes if size <= max_batch_size)
+            batching = replace(batching, preferred_batch_sizes=reachable)
+        return replace(self, max_batch_size=max_batch_size, dynamic_batching=batching)
+
     def input_shape(self, spec: TensorSpec) -> Shape:
         """Shape of an input or output as clients see it: with -1 in front where the model batches."""
         return (-1, *spec.dims) if self.batches else spec.dims

@@ -131,7 +131,7 @@ def read_labels(folder: Path, config: ModelConfig) -> dict[str, tuple[str, ...]]
     for output, filename in config.label_filenames.items():
         try:
             labels[output] = tuple((folder / filename).read_text(encoding="utf-8").splitlines())
-        except OSError as exc:
+        except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError(f"label file of output '{output}' of '{config.name}' cannot be read: {exc}") from exc
     return labels
 

@@ -124,5 +124,6 @@ def _print_status(status: "ServerStatus") -> None:
     console.print(table)
     for model in status.models:
         if model.reason:
-            console.print(f"[red]{escape(model.name)}[/]: {escape(model.reason)}")
+            reason = model.reason.partition("\n")[0]  # the log has shown the rest
+            console.print(f"[red]{escape(model.name)}[/]: {escape(reason)}", soft_wrap=True)
     console.print(f"\nHTTP     {status.http}/v2\nmetrics  {status.metrics}/metrics\nCtrl-C stops.")

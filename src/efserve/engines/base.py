@@ -6,7 +6,7 @@ batching or shared memory.
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -39,7 +39,7 @@ class Source:
         """The config that runs: completed by the file and checked against it."""
         config = complete(self.config, signature, self.max_batch)
         if config.batches and self.force_max_batch:
-            config = replace(config, max_batch_size=self.force_max_batch)
+            config = config.with_max_batch(self.force_max_batch)
         return config
 
 

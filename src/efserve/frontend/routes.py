@@ -110,6 +110,10 @@ class Routes:
             self._service.model(names["M"], names.get("V", ""))
         except Unavailable:
             return error_response(400, "Model version not ready")
+        except NotFound:  # so it is also said of a model of which no version is ready
+            if "V" in names or all(entry.name != names["M"] for entry in self._service.index(only_ready=False)):
+                raise
+            return error_response(400, "Model version not ready")
         return Response()
 
     def _config(self, names: Names, body: Body) -> Response:

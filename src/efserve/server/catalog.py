@@ -48,7 +48,7 @@ class Catalog:
                 raise NotFound(f"Request for unknown model: '{name}' has no available versions")
             raise NotFound(f"Request for unknown model: '{name}' is not found")
         if version:
-            found = versions.get(int(version)) if version.isascii() and version.isdigit() else None
+            found = next((candidate for candidate in versions.values() if candidate.version == version), None)
             if found is None:
                 raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
             if found.state is not VersionState.READY:
@@ -62,10 +62,6 @@ class Catalog:
     def models(self) -> list[ServedVersion]:
         """All versions that are ready."""
         return [version for version in self if version.state is VersionState.READY]
-
-    def is_model_ready(self, name: str, version: str) -> bool:
-        """Whether a worker can take a request for the model now; raises NotFound for unknown ones."""
-        return self.model(name, version).is_ready
 
     def live(self) -> bool:
         """The process answers."""
