@@ -23,6 +23,7 @@ CONFIGS = {
     "report": "efserve.reports.report:ReportJob",
     "profile": "efserve.profiler.options:ProfileConfig",
     "plan": "efserve.planning.options:PlanConfig",
+    "simulate": "efserve.simulator.job:SimulateConfig",
 }
 # Options about how a command tells its result; the program below it does not know them.
 PRINTING = {
@@ -34,6 +35,7 @@ PRINTING = {
     "report": set(),
     "profile": set(),
     "plan": set(),
+    "simulate": set(),
 }
 ENGINES = {"torch", "onnxruntime", "onnx", "tensorrt"}
 HEAVY = ENGINES | {"numpy", "rich", "google", "tritonclient", "matplotlib", "uvicorn", "asyncio", "msgspec"}
@@ -112,6 +114,8 @@ def test_every_command_is_checked_here() -> None:
         ["profile", "--resume", "--force"],
         ["profile", "--model-repository", "no-such-folder"],
         ["profile", "--cores", "100000"],
+        ["simulate"],
+        ["simulate", "no-such-plan.json", "--profiles", "no-such-folder", "--arrivals", "never"],
         ["plan"],
         ["plan", "--rate", "digits=100"],
         ["plan", "--rate", "digits=-1", "--slo", "digits=1"],

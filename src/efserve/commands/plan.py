@@ -85,6 +85,13 @@ def _devices(text: str) -> tuple[int, str]:
     help="Plan for rates that are higher by so much.",
 )
 @click.option(
+    "--arrivals",
+    type=click.Choice(["poisson", "constant"]),
+    default="poisson",
+    show_default=True,
+    help="poisson: load partitions only so far that bursts make 1 % late at most; constant: up to what they carry.",
+)
+@click.option(
     "--objective",
     type=click.Choice(["devices", "goodput", "spread"]),
     default="devices",

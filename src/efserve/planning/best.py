@@ -7,10 +7,12 @@ the lists with a beam, and packs what comes out.
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations, product
 
-from efserve.planning import gpulet, static, temporal
+from efserve.errors import UsageError
+from efserve.planning import exhaustive, gpulet, static, temporal
 from efserve.planning.exhaustive import groupings
 from efserve.planning.packing import Shelf, assemble, best_fit
 from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall
@@ -20,6 +22,7 @@ from efserve.planning.slack import use_slack
 BEAM = 200  # partial combinations that are kept
 SETS = 60  # sets of partitions that are kept for a model or group
 SLACK_UNITS = UNITS  # how much more than its cheapest set a model may take
+STEPS = 30_000  # of an exhaustive search that follows
 FEW_MODELS = 6  # up to here every grouping is tried
 
 Choice = tuple[Recipe, ...]
@@ -46,6 +49,8 @@ def shelves(problem: Problem) -> list[Shelf]:
     search = _Search(problem, wanted, end_s)
     while (fewer := search.find(len(found) - 1 if found else len(problem.devices))) is not None:
         found = fewer
+    with suppress(UsageError):  # small enough to be certain
+        found = exhaustive.fewest(problem, wanted, len(found) - 1 if found else len(problem.devices), STEPS) or found
     if found is None:
         reason = f"no plan on {len(problem.devices)} devices was found in {problem.budget_s:g} s"
         raise NoPlan([Shortfall(demand.model, reason) for demand, _ in wanted])
@@ -76,6 +81,10 @@ class _Search:
             for at, units in enumerate(sorted({*self._turns.units, *(r.units for _, rs in wanted for r in rs)}))
         }
         self._sets: dict[Group, list[Choice]] = {}
+        least_mb = min((recipe.memory_mb for _, recipes in wanted for recipe in recipes), default=0.0)
+        by_memory = int(problem.memory_mb / least_mb) if least_mb and problem.memory_mb < float("inf") else 0
+        limits = [limit for limit in (problem.max_partitions, by_memory) if limit]
+        self._most = min(limits) if limits else 0  # partitions on one device; 0: no limit
 
     def find(self, count: int) -> list[Shelf] | None:
         """A packing on at most `count` devices, or None."""
@@ -122,7 +131,8 @@ class _Search:
             found = self._alone(group[0]) if len(group) == 1 else self._shared(group)
             found.sort(key=lambda choice: (total_units(choice), len(choice)))
             limited = [choice for choice in found if total_units(choice) <= total_units(found[0]) + SLACK_UNITS]
-            self._sets[group] = limited[:SETS]
+            few = sorted(limited, key=lambda choice: (len(choice), total_units(choice)))[:SETS] if self._most else []
+            self._sets[group] = limited[:SETS] + [choice for choice in few if choice not in limited[:SETS]]
         return self._sets[group]
 
     def _alone(self, model: int) -> list[Choice]:
@@ -143,7 +153,7 @@ class _Search:
         found = []
         for entries in product(*rests):
             own = tuple(recipe for choice, _ in entries for recipe in choice)
-            room = apart + (UNITS // 10 if self._problem.max_partitions else 0) - total_units(own)
+            room = apart + (UNITS // 4 if self._most else 0) - total_units(own)
             guests = [(self._wanted[m][0], rest) for m, (_, rest) in zip(group, entries, strict=True)]
             if room > 0 and (shared := self._turns.smallest(guests, room)) is not None:
                 found.append((*own, shared))
@@ -163,7 +173,7 @@ class _Search:
     def _combine(self, sets: Sequence[Sequence[Choice]], count: int) -> list[Shelf] | None:
         """One choice of each list, so that all of them fit on `count` devices."""
         order = sorted(sets, key=lambda choices: -total_units(choices[0]))
-        limit = self._problem.max_partitions * count or sum(len(max(s, key=len)) for s in sets)
+        limit = self._most * count or sum(len(max(s, key=len)) for s in sets)
         rest_units = [0] * (len(order) + 1)
         rest_pieces = [0] * (len(order) + 1)
         for at in range(len(order) - 1, -1, -1):
@@ -201,7 +211,7 @@ class _Search:
         """The best of a beam, half by room and small pieces, half by room and few pieces."""
         if len(states) <= BEAM:
             return sorted(states, key=lambda state: (state.units, state.spread))
-        weight = UNITS // self._problem.max_partitions if self._problem.max_partitions else 0
+        weight = UNITS // self._most if self._most else 0
         small = sorted(states, key=lambda state: (state.units + weight * state.pieces, state.spread))[: BEAM // 2]
         few = sorted(states, key=lambda state: (state.pieces, state.units))[: BEAM // 2]
         return list({state.counts: state for state in (*small, *few)}.values())

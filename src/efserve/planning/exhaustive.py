@@ -27,22 +27,32 @@ def plan(problem: Problem) -> Plan:
 def shelves(problem: Problem) -> list[Shelf]:
     """The devices of that plan."""
     wanted = choices(problem)
-    for count in range(1, len(problem.devices) + 1):
-        found = _Search(problem, wanted, count).find()
+    found = fewest(problem, wanted, len(problem.devices), STEPS)
+    if found is None:
+        reason = f"no plan on {len(problem.devices)} devices exists"
+        raise NoPlan([Shortfall(demand.model, reason) for demand, _ in wanted])
+    return found
+
+
+def fewest(
+    problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]], most: int, steps: int
+) -> list[Shelf] | None:
+    """The fewest devices of at most `most`, or None. Raises UsageError where so many steps do not try everything."""
+    for count in range(1, most + 1):
+        found = _Search(problem, wanted, count, steps).find()
         if found is not None:
             return found
-    reason = f"no plan on {len(problem.devices)} devices exists"
-    raise NoPlan([Shortfall(demand.model, reason) for demand, _ in wanted])
+    return None
 
 
 class _Search:
     """Depth first over the models, then over the ways to group their rests."""
 
-    def __init__(self, problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]], count: int) -> None:
+    def __init__(self, problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]], count: int, steps: int) -> None:
         self._problem = problem
         self._count = count
         self._turns = Turns(problem)
-        self._steps = 0
+        self._steps = steps
         self._options = [
             (demand, list(self._own(recipes, problem.wanted_per_s(demand), count * UNITS)))
             for demand, recipes in wanted
@@ -53,8 +63,8 @@ class _Search:
         return self._models(0, (), ())
 
     def _step(self) -> None:
-        self._steps += 1
-        if self._steps > STEPS:
+        self._steps -= 1
+        if self._steps < 0:
             raise UsageError(
                 f"{len(self._options)} models on {self._count} devices are too many to try everything: use policy best"
             )

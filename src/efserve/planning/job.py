@@ -42,6 +42,7 @@ def _planned(config: PlanConfig, interference: Interference | None) -> PlanResul
         headroom_pct=config.headroom_pct,
         objective=config.objective,
         budget_s=config.budget_s,
+        arrivals=config.arrivals,
     )
     plan = make_plan(problem, config.policy)
     wrong = check(plan, capacities, interference)

@@ -18,6 +18,7 @@ class PlanConfig:
     max_partitions: int = 0
     headroom_pct: float = 0.0
     objective: str = "devices"
+    arrivals: str = "poisson"
     budget_s: float = 5.0
     interference: Path | None = None
     check: Path | None = None

@@ -28,7 +28,10 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A measured way to run a model: `processes` of it side by side on a share, each with batches of `batch`."""
+    """A measured way to run a model: `processes` of it side by side on a share, each with batches of `batch`.
+
+    `latency_ms` is what plans count on; mean and deviation are for the simulator.
+    """
 
     share_pct: float
     batch: int
@@ -37,6 +40,8 @@ class Point:
     latency_ms: float
     memory_mb: float = 0.0  # of all processes together; 0: not known
     utilization_pct: float = 0.0
+    mean_ms: float = 0.0  # of the same batch; 0: as `latency_ms`
+    std_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,7 @@ class Problem:
     headroom_pct: float = 0.0
     objective: str = "devices"
     budget_s: float = 5.0
+    arrivals: str = "constant"  # or poisson: partitions are then loaded only so far that bursts rarely make them late
 
     @property
     def memory_mb(self) -> float:

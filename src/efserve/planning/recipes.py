@@ -5,10 +5,15 @@ A recipe carries up to its parts' capacities and keeps every SLO by construction
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from math import exp, sqrt
 
 from efserve.planning.plan import Demand, NoPlan, Point, Problem, Shortfall
 
 UNITS = 100_000  # shares as whole numbers, rounded down: what adds up to 100 % does so in units too
+
+LATE_PART = 0.01  # of the requests may be late by chance
+CAUTION = 0.5  # of the time to spare counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,29 @@ class Recipe:
         return self.parts[0].capacity_per_s
 
 
+def safe_load(batch: int, rounds: float) -> float:
+    """How much of its throughput a server of batches may be given under Poisson arrivals, 0..1.
+
+    `rounds` is the SLO in durations of a batch, 2 or more. The requests that find no room in the next batch are a
+    random walk with a drift of (1 - load) batches per round, reflected at 0; its mean and tail (Siegmund, Sequential
+    Analysis, 1985, X) give the part of late requests. docs/scheduling.md compares it with simulations.
+    """
+    return _safe_load(batch, int(max(0.0, rounds - 2) * 50) / 50)
+
+
+@cache
+def _safe_load(batch: int, spare: float) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        load = (low + high) / 2
+        exponent = 2 * (1 - load) / load * (CAUTION * spare * batch + 0.583 * sqrt(load * batch))
+        if exp(-exponent) / (2 * (1 - load) * batch) <= LATE_PART:
+            low = load
+        else:
+            high = load
+    return low
+
+
 def units_of(share_pct: float) -> int:
     """A share as a whole number of units."""
     return int(share_pct / 100 * UNITS + 1e-6)
@@ -58,16 +86,19 @@ def alone(problem: Problem, demand: Demand) -> list[Recipe]:
 
     Best is the most throughput with 2 L <= SLO: a request waits for a running batch, then for its own.
     """
-    best: dict[int, tuple[str, Point]] = {}
+    best: dict[int, tuple[float, str, Point]] = {}
     for engine, point in points_of(problem, demand.model):
         if 2 * point.latency_ms <= demand.slo_ms:
             units = units_of(point.share_pct)
-            if units not in best or _merit(point) > _merit(best[units][1]):
-                best[units] = (engine, point)
+            carries_per_s = point.throughput_per_s
+            if problem.arrivals == "poisson":
+                carries_per_s *= safe_load(point.batch * point.processes, demand.slo_ms / point.latency_ms)
+            if units not in best or (carries_per_s, -point.memory_mb, -point.latency_ms) > _merit(*best[units]):
+                best[units] = (carries_per_s, engine, point)
     recipes: list[Recipe] = []
-    for units, (engine, point) in sorted(best.items()):
-        if not recipes or point.throughput_per_s > recipes[-1].capacity_per_s:
-            part = Part(demand.model, engine, point, point.throughput_per_s)
+    for units, (carries_per_s, engine, point) in sorted(best.items()):
+        if not recipes or carries_per_s > recipes[-1].capacity_per_s:
+            part = Part(demand.model, engine, point, carries_per_s)
             recipes.append(Recipe(units, point.share_pct, point.memory_mb, point.latency_ms, (part,)))
     return recipes
 
@@ -100,8 +131,8 @@ def _too_slow(problem: Problem, demand: Demand) -> Shortfall:
     return Shortfall(demand.model, reason, Demand(demand.model, rate, nearest_ms))
 
 
-def _merit(point: Point) -> tuple[float, float, float]:
-    return (point.throughput_per_s, -point.memory_mb, -point.latency_ms)
+def _merit(carries_per_s: float, engine: str, point: Point) -> tuple[float, float, float]:
+    return (carries_per_s, -point.memory_mb, -point.latency_ms)
 
 
 class Turns:
@@ -109,6 +140,7 @@ class Turns:
 
     def __init__(self, problem: Problem) -> None:
         self._memory_mb = problem.memory_mb
+        self._poisson = problem.arrivals == "poisson"
         self._points: dict[tuple[str, int], list[tuple[float, str, Point]]] = {}
         for demand in problem.demands:
             for engine, point in points_of(problem, demand.model):
@@ -130,7 +162,7 @@ class Turns:
         while True:
             chosen = []
             for demand, rate_per_s in guests:
-                entry = self._fastest(demand.model, units, rate_per_s * cycle_ms / 1000)
+                entry = self._fastest(demand, units, rate_per_s, cycle_ms)
                 if entry is None:
                     return None
                 chosen.append(entry)
@@ -145,8 +177,9 @@ class Turns:
         if memory_mb > self._memory_mb:
             return None
         parts = tuple(
-            Part(demand.model, engine, point, per_cycle / cycle_ms * 1000)
-            for (demand, _), (per_cycle, engine, point) in zip(guests, chosen, strict=True)
+            Part(demand.model, engine, point, self._gathers(demand, entry, cycle_ms) / cycle_ms * 1000)
+            for (demand, _), entry in zip(guests, chosen, strict=True)
+            for _, engine, point in [entry]
         )
         return Recipe(units, chosen[0][2].share_pct, memory_mb, cycle_ms, parts)
 
@@ -159,11 +192,20 @@ class Turns:
                 return recipe
         return None
 
-    def _fastest(self, model: str, units: int, requests: float) -> tuple[float, str, Point] | None:
-        for entry in self._points.get((model, units), ()):
-            if entry[0] >= requests * (1 - 1e-9):
+    def _fastest(
+        self, demand: Demand, units: int, rate_per_s: float, cycle_ms: float
+    ) -> tuple[float, str, Point] | None:
+        for entry in self._points.get((demand.model, units), ()):
+            if self._gathers(demand, entry, cycle_ms) >= rate_per_s * cycle_ms / 1000 * (1 - 1e-9):
                 return entry
         return None
+
+    def _gathers(self, demand: Demand, entry: tuple[float, str, Point], cycle_ms: float) -> float:
+        """How many requests a batch may be counted on for in each cycle."""
+        per_cycle, _, point = entry
+        if not self._poisson or not cycle_ms:
+            return per_cycle
+        return per_cycle * safe_load(point.batch, 1 + (demand.slo_ms - point.latency_ms) / cycle_ms)
 
 
 def total_units(recipes: Iterable[Recipe]) -> int:
