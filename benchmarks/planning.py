@@ -1,6 +1,6 @@
 """The policies on public profiles of an A100: GPUs, planning time, the checker's verdict; beside the figures to reach.
 
-    python benchmarks/planning.py DATA [--part scenarios|large|mixes] [--step 1]
+    python benchmarks/planning.py DATA [--part scenarios|replay|large|mixes] [--step 1]
 
 DATA is the folder `prof_data` of ParvaGPU (SC'24, MIT): a CSV file per model with instance size in sevenths of the GPU,
 batch, processes, throughput per process (0: out of memory) and latency in seconds.
@@ -17,6 +17,8 @@ from pathlib import Path
 from efserve.planning.check import check
 from efserve.planning.plan import Capacity, Demand, Device, NoPlan, Plan, Point, Problem
 from efserve.planning.policies import POLICIES, most_factor
+from efserve.simulator.events import simulate
+from efserve.simulator.job import SimulateConfig, planned_arrivals
 
 KIND = "a100-80gb"
 # Rates (req/s) and SLOs (ms) of the scenarios S1-S6.
@@ -39,6 +41,7 @@ VARIANTS = (
     ("several processes per partition", 5, 0, (2, 3, 5, 7, 12, 15)),
     ("one process, at most 2 partitions per GPU", 1, 2, (3, 6, 6, 9, 17, 20)),
 )
+PARTS = ("scenarios", "replay", "large", "mixes")
 MIX_MODELS = ("mobilenetv2", "resnet50", "inceptionv3", "vgg16", "densenet201")
 MIX_LEVELS = (0, 200, 400, 600)
 
@@ -47,16 +50,16 @@ def main() -> None:
     """Prints the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the profiles")
-    parser.add_argument(
-        "--part", choices=("scenarios", "large", "mixes"), action="append", help="only this; repeatable"
-    )
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this; repeatable")
     parser.add_argument("--step", type=int, default=1, help="take every STEP-th mix only")
     parser.add_argument("--gpus", type=int, default=2, help="GPUs that the mixes are planned on")
     options = parser.parse_args()
     capacities = read_capacities(options.data)
-    parts = options.part or ("scenarios", "large", "mixes")
+    parts = options.part or PARTS
     if "scenarios" in parts:
         scenarios(capacities)
+    if "replay" in parts:
+        replay(limited(capacities, 1))
     if "large" in parts:
         large(capacities)
     if "mixes" in parts:
@@ -134,6 +137,24 @@ def scenarios(capacities: Sequence[Capacity]) -> None:
                     f"{len(plan.used_devices)} ({took_s:.1f})" if plan and not wrong else "BROKEN" if plan else "-"
                 )
             print(f"{name:12}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
+
+
+def replay(capacities: tuple[Capacity, ...]) -> None:
+    """Plans for Poisson arrivals, one process per partition: GPUs, and the part of requests late in the simulator."""
+    print(f"\nplanned for Poisson arrivals: GPUs (late % of the worst model)\n{'':12}", end="")
+    print("".join(f"{f'S{n + 1}':>12}" for n in range(6)))
+    for name in ("best", "gpulet", "temporal"):
+        cells = []
+        for number in range(6):
+            problem = Problem(scenario(number), capacities, gpus(80), budget_s=20.0, arrivals="poisson")
+            plan, _ = timed(POLICIES[name], problem)
+            if plan is None or check(plan, capacities):
+                cells.append("-")
+                continue
+            arrival = planned_arrivals(plan, SimulateConfig(()), 1.0)
+            late = max(1 - model.within_slo / model.requests for model in simulate(plan, capacities, arrival).models)
+            cells.append(f"{len(plan.used_devices)} ({100 * late:.2f})")
+        print(f"{name:12}" + "".join(f"{cell:>12}" for cell in cells), flush=True)
 
 
 def large(capacities: Sequence[Capacity]) -> None:

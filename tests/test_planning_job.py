@@ -152,3 +152,24 @@ def test_plans_made_with_interference_hold_beside_their_neighbours(policy: str) 
     devices = tuple(Device(f"gpu{at}", "x") for at in range(3))
     plan = POLICIES[policy](Problem(demands, slowed(capacities, interference), devices))
     assert check(plan, capacities, interference) == []
+
+
+def test_the_command_fits_measured_pairs_and_tells_the_error(profiles: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.json"
+    loads = {"a": {"l2": 0.3, "dram": 0.2}, "b": {"l2": 0.5, "dram": 0.6}}
+    pairs = [
+        {"me": me, "my_pct": 50, "you": you, "your_pct": 50, "slowdown": slowdown}
+        for me, you, slowdown in (("a", "a", 1.1), ("a", "b", 1.3), ("b", "a", 1.2), ("b", "b", 1.5))
+    ]
+    file.write_text(json.dumps({"loads": loads, "pairs": pairs}))
+    arguments = ["plan", "--rate", "a=90", "--slo", "a=60", "--rate", "b=20", "--slo", "b=60", "--devices", "3"]
+    done = CliRunner().invoke(main, [*arguments, "--profiles", str(profiles), "--interference", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "pairs left out of the fit" in done.stdout
+    for content in ("", "{}"):
+        file.write_text(content)
+        refused = CliRunner().invoke(main, [*arguments, "--profiles", str(profiles), "--interference", str(file)])
+        assert refused.exit_code == 1
+        assert "does not hold measured pairs" in refused.stderr
+    missing = CliRunner().invoke(main, [*arguments, "--profiles", str(profiles), "--interference", "no-such-file"])
+    assert "cannot read measured pairs" in missing.stderr

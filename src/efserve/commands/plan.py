@@ -110,7 +110,7 @@ def _devices(text: str) -> tuple[int, str]:
 @click.option(
     "--interference",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Fitted interference model; plans then hold beside the worst neighbours.",
+    help="JSON file of measured pairs; plans then hold beside the worst neighbours, by the model fitted to them.",
 )
 @click.option(
     "--check",
@@ -166,6 +166,12 @@ def _print(result: "PlanResult", config: PlanConfig) -> None:
     for bar in device_bars(result.plan):
         console.print(bar, soft_wrap=True)
     console.print(f"\n{breaks_first(result.plan)}", markup=False)
+    if (fitted := result.interference) is not None:
+        console.print(
+            f"Interference: predictions for pairs left out of the fit are off by {fitted.error_pct:.1f} % on average, "
+            f"{fitted.p90_error_pct:.1f} % at most for 90 % of them.",
+            markup=False,
+        )
     for sentence in result.wrong:
         console.print(f"Does not hold: {sentence}", markup=False, soft_wrap=True)
     if config.check and not result.wrong:

@@ -49,7 +49,7 @@ def shelves(problem: Problem) -> list[Shelf]:
     search = _Search(problem, wanted, end_s)
     while (fewer := search.find(len(found) - 1 if found else len(problem.devices))) is not None:
         found = fewer
-    with suppress(UsageError):  # small enough to be certain
+    with suppress(UsageError):  # where the case is small enough, be certain
         found = exhaustive.fewest(problem, wanted, len(found) - 1 if found else len(problem.devices), STEPS) or found
     if found is None:
         reason = f"no plan on {len(problem.devices)} devices was found in {problem.budget_s:g} s"

@@ -99,13 +99,14 @@ class _Search:
 
     def _groups(self, taken: tuple[Recipe, ...], rests: Sequence[tuple[Demand, float]]) -> list[Shelf] | None:
         for groups in groupings(rests, MAX_TENANTS):
+            self._step()
             if any(len(group) < 2 for group in groups):
                 continue  # a rest alone on a partition is a partition of its own
             ways = [[r for units in self._turns.units if (r := self._turns.recipe(units, group))] for group in groups]
             for shared in product(*ways):
                 self._step()
                 if total_units((*taken, *shared)) <= self._count * UNITS:
-                    shelves = exact_fit(self._problem, (*taken, *shared), self._count)
+                    shelves = exact_fit(self._problem, (*taken, *shared), self._count, self._step)
                     if shelves is not None:
                         return shelves
         return None

@@ -35,6 +35,14 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Measurements:
+    """A file of measured pairs, with the load of each model in them."""
+
+    loads: dict[str, Load]
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Interference:
     """A fitted model. Models without a load of their own count as the greatest load that is known."""
 
@@ -104,13 +112,14 @@ def fit(pairs: Sequence[Pair], loads: dict[str, Load]) -> Interference:
 
 
 def read_interference(path: Path) -> Interference:
-    """The fitted model in a file. Raises ConfigError where it cannot be read."""
+    """The model fitted to the measurements in a file. Raises ConfigError where they cannot be read or are too few."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Interference)
+        measured = msgspec.json.decode(path.read_bytes(), type=Measurements)
     except OSError as exc:
-        raise ConfigError(f"cannot read interference model {path}: {exc.strerror}") from exc
+        raise ConfigError(f"cannot read measured pairs {path}: {exc.strerror}") from exc
     except msgspec.DecodeError as exc:
-        raise ConfigError(f"{path} is no interference model: {exc}") from exc
+        raise ConfigError(f"{path} does not hold measured pairs: {exc}") from exc
+    return fit(measured.pairs, measured.loads)
 
 
 def slowed(capacities: Sequence[Capacity], interference: Interference) -> tuple[Capacity, ...]:

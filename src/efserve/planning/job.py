@@ -18,6 +18,7 @@ class PlanResult:
 
     plan: Plan
     wrong: tuple[str, ...]
+    interference: Interference | None = None
 
 
 def run(config: PlanConfig) -> PlanResult:
@@ -26,7 +27,8 @@ def run(config: PlanConfig) -> PlanResult:
     if config.check:
         plan = read_plan(config.check)
         kind = plan.devices[0].kind if plan.devices else ""
-        return PlanResult(plan, tuple(check(plan, read_capacities(config.profiles, kind), interference)))
+        wrong = check(plan, read_capacities(config.profiles, kind), interference)
+        return PlanResult(plan, tuple(wrong), interference)
     return _planned(config, interference)
 
 
@@ -50,7 +52,7 @@ def _planned(config: PlanConfig, interference: Interference | None) -> PlanResul
         raise ServerError(f"the plan of policy {config.policy} does not hold: {'; '.join(wrong)}")
     if config.output:
         config.output.write_bytes(plan_json(plan))
-    return PlanResult(plan, ())
+    return PlanResult(plan, (), interference)
 
 
 def _demands(config: PlanConfig, capacities: tuple[Capacity, ...]) -> tuple[Demand, ...]:

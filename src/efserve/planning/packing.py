@@ -1,7 +1,7 @@
 """Puts recipes on devices, and writes down as a plan what was placed."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from efserve.planning.plan import Placement, Plan, Problem, Tenant
 from efserve.planning.recipes import UNITS, Recipe
@@ -64,12 +64,13 @@ def widest_fit(problem: Problem, recipes: Sequence[Recipe]) -> list[Shelf] | Non
     return shelves
 
 
-def exact_fit(problem: Problem, recipes: Sequence[Recipe], count: int) -> list[Shelf] | None:
-    """The recipes on `count` devices, or None when that is impossible. Tries everything: for a few recipes only."""
+def exact_fit(problem: Problem, recipes: Sequence[Recipe], count: int, step: Callable[[], None]) -> list[Shelf] | None:
+    """The recipes on `count` devices, or None when that is impossible. Tries everything, and calls `step` each time."""
     order = sorted(recipes, key=lambda recipe: (-recipe.units, -recipe.memory_mb))
     shelves = [Shelf(problem.memory_mb) for _ in range(count)]
 
     def place(at: int) -> bool:
+        step()
         if at == len(order):
             return True
         seen = set()
