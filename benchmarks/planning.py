@@ -173,18 +173,30 @@ def large(capacities: Sequence[Capacity]) -> None:
     print(f"\n1,000 models on 500 GPUs by gpulet: {used} GPUs in {took_s:.1f} s, checker: {verdict}")
 
 
-def mixes(capacities: tuple[Capacity, ...], count: int, step: int) -> None:
-    """1,023 mixes of five models: which are planned on a fixed number of GPUs."""
+def all_mixes() -> list[tuple[int, ...]]:
+    """Every mix of levels but that of nothing: 1,023 of them."""
+    return [mix for mix in itertools.product(MIX_LEVELS, repeat=len(MIX_MODELS)) if any(mix)]
+
+
+def mix_demands(capacities: Sequence[Capacity], mix: Sequence[int]) -> tuple[Demand, ...]:
+    """The demands of a mix: level 600 is two thirds of what a whole GPU carries; SLOs are those of S4."""
     of = {capacity.model: capacity for capacity in capacities}
     slos = {demand.model: demand.slo_ms for demand in scenario(3)}
-    everything = [mix for mix in itertools.product(MIX_LEVELS, repeat=5) if any(mix)][::step]
-    scale = {model: _unit(of[model], slos[model]) / 600 for model in MIX_MODELS}
+    return tuple(
+        Demand(model, level / 600 * _unit(of[model], slos[model]), slos[model])
+        for model, level in zip(MIX_MODELS, mix, strict=True)
+        if level
+    )
+
+
+def mixes(capacities: tuple[Capacity, ...], count: int, step: int) -> None:
+    """1,023 mixes of five models: which are planned on a fixed number of GPUs."""
+    everything = all_mixes()[::step]
     planned = dict.fromkeys(("best", "gpulet", "temporal", "static"), 0)
     lost, broken, factors = 0, 0, {"best": 0.0, "temporal": 0.0}
     began = time.monotonic()
     for number, mix in enumerate(everything):
-        demands = tuple(Demand(m, level * scale[m], slos[m]) for m, level in zip(MIX_MODELS, mix, strict=True) if level)
-        problem = Problem(demands, capacities, gpus(count), budget_s=1.0)
+        problem = Problem(mix_demands(capacities, mix), capacities, gpus(count), budget_s=1.0)
         plans = {name: timed(POLICIES[name], problem)[0] for name in planned}
         for name, plan in plans.items():
             planned[name] += plan is not None

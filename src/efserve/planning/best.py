@@ -22,7 +22,8 @@ from efserve.planning.slack import use_slack
 BEAM = 200  # partial combinations that are kept
 SETS = 60  # sets of partitions that are kept for a model or group
 SLACK_UNITS = UNITS  # how much more than its cheapest set a model may take
-STEPS = 30_000  # of an exhaustive search that follows
+MODELS_FOR_ALL = 3  # up to here an exhaustive search follows, of so many steps
+STEPS = 30_000
 FEW_MODELS = 6  # up to here every grouping is tried
 
 Choice = tuple[Recipe, ...]
@@ -49,8 +50,11 @@ def shelves(problem: Problem) -> list[Shelf]:
     search = _Search(problem, wanted, end_s)
     while (fewer := search.find(len(found) - 1 if found else len(problem.devices))) is not None:
         found = fewer
-    with suppress(UsageError):  # where the case is small enough, be certain
-        found = exhaustive.fewest(problem, wanted, len(found) - 1 if found else len(problem.devices), STEPS) or found
+    if len(wanted) <= MODELS_FOR_ALL:
+        with suppress(UsageError):  # where the case is small enough, be certain
+            found = (
+                exhaustive.fewest(problem, wanted, len(found) - 1 if found else len(problem.devices), STEPS) or found
+            )
     if found is None:
         reason = f"no plan on {len(problem.devices)} devices was found in {problem.budget_s:g} s"
         raise NoPlan([Shortfall(demand.model, reason) for demand, _ in wanted])
