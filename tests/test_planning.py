@@ -1,5 +1,6 @@
 """Policies against the checker: every plan holds, every refusal is true, and more room never needs more devices."""
 
+import time
 from dataclasses import replace
 from itertools import product
 
@@ -176,3 +177,39 @@ def test_goodput_uses_all_devices_and_spread_fills_them_evenly() -> None:
     even = make_plan(replace(case, objective="spread"), "gpulet")
     assert check(even, case.capacities) == []
     assert len(even.used_devices) == 2
+
+
+def fine_problem(models: int, count: int) -> Problem:
+    """Models with shares in steps of 2 %, as profiles of a processor with 50 cores have them."""
+    shares = [2.0 * step for step in range(1, 51)]
+    capacities = tuple(
+        Capacity(
+            f"m{at}",
+            "onnx",
+            tuple(
+                Point(share, batch, 1, batch / ms * 1000, ms)
+                for share in shares
+                for batch in (1, 4, 16)
+                for ms in [1 + batch * (1 + at % 3) / (share / 100) ** 0.8]
+            ),
+        )
+        for at in range(models)
+    )
+    demands = tuple(Demand(f"m{at}", 120 + 40 * (at % 5), 80 + at) for at in range(models))
+    return Problem(demands, capacities, devices(count), budget_s=2.0)
+
+
+@pytest.mark.parametrize(("models", "count"), [(3, 2), (12, 4), (12, 6)])
+def test_many_shares_and_models_keep_the_time(models: int, count: int) -> None:
+    case = fine_problem(models, count)
+    began_s = time.monotonic()
+    plan = planned("best", case)
+    assert time.monotonic() - began_s < 20
+    assert plan is not None or count == 4
+    assert planned("gpulet", case) is None or plan is not None
+
+
+def test_refusals_of_many_models_stay_readable() -> None:
+    case = problem(*[(900, 30, 2, 1)] * 9, count=1)
+    with pytest.raises(NoPlan, match=r"m0, m1, m2, m3, m4 and 4 more: the rates fill 9\.11 devices"):
+        POLICIES["gpulet"](case)

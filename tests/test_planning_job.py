@@ -98,7 +98,7 @@ def test_the_command_tells_what_would_be_possible(profiles: Path) -> None:
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 1
     assert "a: nearest possible:" in done.stderr
-    assert "Error: a: 1 devices have no room left" in done.stderr
+    assert "Error: a: the rates fill" in done.stderr
 
 
 def test_along_every_path_of_an_application_the_slos_add_up_to_its_own() -> None:

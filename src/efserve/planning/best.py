@@ -9,14 +9,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, islice, product
 
 from efserve.errors import UsageError
 from efserve.planning import exhaustive, gpulet, static, temporal
 from efserve.planning.exhaustive import groupings
 from efserve.planning.packing import Shelf, assemble, best_fit
 from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall
-from efserve.planning.recipes import UNITS, Recipe, Turns, choices, total_units
+from efserve.planning.recipes import UNITS, Recipe, Turns, choices, knee, total_units
 from efserve.planning.slack import use_slack
 
 BEAM = 200  # partial combinations that are kept
@@ -24,6 +24,8 @@ SETS = 60  # sets of partitions that are kept for a model or group
 SLACK_UNITS = UNITS  # how much more than its cheapest set a model may take
 MODELS_FOR_ALL = 3  # up to here an exhaustive search follows, of so many steps
 STEPS = 30_000
+SIZES = 6  # of partitions that one model may mix
+MOST_SETS = 20_000  # that are looked at for one model
 FEW_MODELS = 6  # up to here every grouping is tried
 
 Choice = tuple[Recipe, ...]
@@ -156,6 +158,8 @@ class _Search:
             rests.append([entry for units, entry in cheapest.items() if units >= least])
         found = []
         for entries in product(*rests):
+            if time.monotonic() > self._end_s:
+                break
             own = tuple(recipe for choice, _ in entries for recipe in choice)
             room = apart + (UNITS // 4 if self._most else 0) - total_units(own)
             guests = [(self._wanted[m][0], rest) for m, (_, rest) in zip(group, entries, strict=True)]
@@ -167,12 +171,13 @@ class _Search:
         """Sets of partitions of one model's own with the rate that each leaves; the bulk of a high rate at its knee."""
         demand, recipes = self._wanted[model]
         rate = self._problem.wanted_per_s(demand)
-        knee = max(recipes, key=lambda recipe: recipe.capacity_per_s / recipe.units)
-        bulk = max(0, int((rate - 2 * UNITS / knee.units * knee.capacity_per_s) / knee.capacity_per_s))
-        rate -= bulk * knee.capacity_per_s
-        room = int(rate / knee.capacity_per_s * knee.units) + SLACK_UNITS
-        head = (knee,) * bulk
-        return [((*head, *choice), rest) for choice, rest in _sets(recipes[::-1], rate, room)]
+        best = knee(recipes)
+        bulk = max(0, int((rate - 2 * UNITS / best.units * best.capacity_per_s) / best.capacity_per_s))
+        rate -= bulk * best.capacity_per_s
+        room = int(rate / best.capacity_per_s * best.units) + SLACK_UNITS
+        head = (best,) * bulk
+        found = islice(_sets(_some(recipes), rate, room), MOST_SETS)
+        return [((*head, *choice), rest) for choice, rest in found]
 
     def _combine(self, sets: Sequence[Sequence[Choice]], count: int) -> list[Shelf] | None:
         """One choice of each list, so that all of them fit on `count` devices."""
@@ -219,6 +224,14 @@ class _Search:
         small = sorted(states, key=lambda state: (state.units + weight * state.pieces, state.spread))[: BEAM // 2]
         few = sorted(states, key=lambda state: (state.pieces, state.units))[: BEAM // 2]
         return list({state.counts: state for state in (*small, *few)}.values())
+
+
+def _some(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """What sets are made of, largest first: all recipes where they are few, else those that carry most per share."""
+    if len(recipes) <= SIZES:
+        return list(recipes[::-1])
+    by_worth = sorted(recipes[1:-1], key=lambda recipe: -recipe.capacity_per_s / recipe.units)
+    return sorted([recipes[0], recipes[-1], *by_worth[: SIZES - 2]], key=lambda recipe: -recipe.units)
 
 
 def _sets(recipes: Sequence[Recipe], rate: float, room: int) -> Iterator[tuple[Choice, float]]:

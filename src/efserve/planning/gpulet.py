@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from efserve.planning.packing import Shelf, assemble, best_fit
 from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall
-from efserve.planning.recipes import Recipe, Turns, choices, total_units
+from efserve.planning.recipes import Recipe, Turns, choices, knee, total_units
+
+MOST_PARTNERS = 64  # with which a rest tries to share a partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +50,19 @@ def _pack(
     rests: list[_Rest] = []
     for demand, recipes in wanted:
         allowed = [recipe for recipe in recipes if recipe.units >= least] or recipes[-1:]
-        knee = max(allowed, key=lambda recipe: recipe.capacity_per_s / recipe.units)
+        full_one = knee(allowed)
         rate = problem.wanted_per_s(demand)
-        count = int(rate / knee.capacity_per_s)
-        full += [knee] * count
-        rate -= count * knee.capacity_per_s
-        if rate > 1e-9 * knee.capacity_per_s:
+        count = int(rate / full_one.capacity_per_s)
+        full += [full_one] * count
+        rate -= count * full_one.capacity_per_s
+        if rate > 1e-9 * full_one.capacity_per_s:
             smallest = next(recipe for recipe in recipes if recipe.capacity_per_s >= rate)
             rests.append(_Rest(smallest, ((demand, rate),)))
     count = len(problem.devices)
     shelves, left = best_fit(problem, [*full, *(rest.recipe for rest in rests)], count)
     turns = Turns(problem) if left else None
     while left and turns is not None:
-        merged = _merge(problem, turns, rests)
+        merged = _merge(problem, turns, rests, left)
         if merged is None:
             break
         rests = merged
@@ -68,21 +70,23 @@ def _pack(
     return shelves, left
 
 
-def _merge(problem: Problem, turns: Turns, rests: Sequence[_Rest]) -> list[_Rest] | None:
-    """Two rests joined in one partition, those that save most; None when no two can share."""
-    best: tuple[int, int, int, _Rest] | None = None
-    for first in range(len(rests)):
-        for second in range(first):
-            a, b = rests[first], rests[second]
-            guests = (*a.guests, *b.guests)
+def _merge(problem: Problem, turns: Turns, rests: Sequence[_Rest], left: Sequence[Recipe]) -> list[_Rest] | None:
+    """A rest that found no room joined with the other with which it saves most; None when none can share."""
+    homeless = [at for at, rest in enumerate(rests) if any(rest.recipe is recipe for recipe in left)]
+    for first in homeless:
+        lonely = rests[first]
+        others = sorted((at for at in range(len(rests)) if at != first), key=lambda at: rests[at].recipe.units)
+        best: tuple[int, int, _Rest] | None = None
+        for second in others[:MOST_PARTNERS]:
+            guests = (*lonely.guests, *rests[second].guests)
             if len(guests) > MAX_TENANTS:
                 continue
-            together = a.recipe.units + b.recipe.units
-            worth = 0 if problem.max_partitions else 1  # a partition less is worth something where they are counted
-            recipe = turns.smallest(guests, together - worth)
+            together = lonely.recipe.units + rests[second].recipe.units
+            # Where partitions are counted, one less is worth something even if it saves no share.
+            recipe = turns.smallest(guests, together if problem.max_partitions else together - 1)
             if recipe is not None and (best is None or together - recipe.units > best[0]):
-                best = (together - recipe.units, first, second, _Rest(recipe, guests))
-    if best is None:
-        return None
-    _, first, second, joined = best
-    return [rest for at, rest in enumerate(rests) if at not in (first, second)] + [joined]
+                best = (together - recipe.units, second, _Rest(recipe, guests))
+        if best is not None:
+            _, second, joined = best
+            return [rest for at, rest in enumerate(rests) if at not in (first, second)] + [joined]
+    return None

@@ -145,8 +145,16 @@ class NoPlan(ClientError):
     """The demands cannot be met; `shortfalls` tells why, for each model that is concerned."""
 
     def __init__(self, shortfalls: Sequence[Shortfall]) -> None:
-        super().__init__("; ".join(f"{shortfall.model}: {shortfall.reason}" for shortfall in shortfalls))
+        models: dict[str, list[str]] = {}
+        for shortfall in shortfalls:
+            models.setdefault(shortfall.reason, []).append(shortfall.model)
+        super().__init__("; ".join(f"{_names(names)}: {reason}" for reason, names in models.items()))
         self.shortfalls = tuple(shortfalls)
+
+
+def _names(models: Sequence[str]) -> str:
+    more = f" and {len(models) - 5} more" if len(models) > 5 else ""
+    return ", ".join(models[:5]) + more
 
 
 def plan_json(plan: Plan) -> bytes:

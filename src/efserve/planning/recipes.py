@@ -104,15 +104,29 @@ def alone(problem: Problem, demand: Demand) -> list[Recipe]:
 
 
 def choices(problem: Problem) -> list[tuple[Demand, list[Recipe]]]:
-    """What each model that is wanted could run on alone. Raises NoPlan where a model has nothing that is fast enough.
+    """What each model that is wanted could run on alone. Raises NoPlan where that already tells that no plan exists.
 
-    A model that misses its SLO alone misses it in company too: the reason is always true.
+    A model that misses its SLO alone misses it in company too, and carries no more per share in company than alone: the
+    reasons are always true.
     """
     found = [(demand, alone(problem, demand)) for demand in problem.demands if demand.rate_per_s > 0]
     slow = [_too_slow(problem, demand) for demand, recipes in found if not recipes]
     if slow:
         raise NoPlan(slow)
+    needed = sum(
+        problem.wanted_per_s(demand) / knee(recipes).capacity_per_s * knee(recipes).share_pct / 100
+        for demand, recipes in found
+    )
+    if needed > len(problem.devices) + 0.001:
+        there = len(problem.devices)
+        reason = f"the rates fill {needed:.2f} devices even at the best throughput per share; {there} are there"
+        raise NoPlan([Shortfall(demand.model, reason) for demand, _ in found])
     return found
+
+
+def knee(recipes: Sequence[Recipe]) -> Recipe:
+    """The recipe with the most throughput per share."""
+    return max(recipes, key=lambda recipe: recipe.capacity_per_s / recipe.units)
 
 
 def _too_slow(problem: Problem, demand: Demand) -> Shortfall:
