@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from efserve.comparison import Comparison, Contender, Turn
+from efserve.histogram import Histogram
 from efserve.records import LevelRecord, Load, LoadedModel, Machine, Requests, Target, Window
 from efserve.stats import level_statistics
 
@@ -26,7 +27,9 @@ def turn(requests_per_s: int, latency_us: int = 1000) -> Turn:
         failures=(),
         server=(None,),
     )
-    return Turn(level_statistics(record), stable=True, reason="")
+    latencies = Histogram()
+    latencies.add(record.requests.latency_us)
+    return Turn(level_statistics(record), latencies, stable=True, reason="")
 
 
 def comparison(rounds: Sequence[Sequence[Turn]], names: Sequence[str] = ("first", "second")) -> Comparison:

@@ -30,7 +30,7 @@ PRINTING = {
     "convert": {"as_json"},
     "infer": {"as_json"},
     "serve": {"verbose"},
-    "bench": {"json_file", "csv_file"},
+    "bench": {"json_file", "csv_file", "plot"},
     "compare": {"json_file"},
     "report": set(),
     "profile": set(),

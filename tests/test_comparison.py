@@ -52,9 +52,17 @@ def test_rounds_without_an_answer_are_left_out() -> None:
     assert (nothing.median, nothing.ratio, nothing.interval, nothing.verdict) == (None, None, None, "")
 
 
+def test_latencies_of_all_rounds_are_merged() -> None:
+    found = comparison([(turn(30, 1000), turn(1)), (turn(70, 3000), turn(1))]).latency_us(0)
+    assert found.count == 100
+    assert found.percentile(30) == pytest.approx(1000, rel=0.001)
+    assert found.percentile(31) == pytest.approx(3000, rel=0.001)
+
+
 def test_the_file_holds_every_turn_and_the_ratios() -> None:
     document = json.loads(comparison([(turn(10, 5000), turn(20, 2500))] * 2).as_json())
     assert document["schema_version"] == 1
     assert document["rounds"][1][1]["statistics"]["latency"]["p99_us"] == 2500
+    assert document["rounds"][1][1]["latency_us"] == {"from": [2500], "to": [2503], "count": [20]}
     assert document["ratios"]["mean_us"][1]["ratio"] == pytest.approx(0.5)
     assert document["ratios"]["inferences_per_s"][1]["interval"] == {"low": pytest.approx(2), "high": pytest.approx(2)}

@@ -58,7 +58,7 @@ def test_binary_is_quick_and_linear_stops_at_the_first_miss(values: list[int], b
     assert tried == sorted(values)[: sum(value <= boundary for value in values) + 1]
 
 
-@given(st.floats(1, 1e6), st.floats(0.01, 100), st.sampled_from([0.01, 0.05, 0.2]))
+@given(st.floats(1, 1e6), st.floats(0.01, 50), st.sampled_from([0.01, 0.05, 0.2]))
 def test_highest_is_within_its_precision(boundary: float, factor: float, precision: float) -> None:
     found, tried = follow(highest(boundary * factor, precision), lambda load: load <= boundary)
     assert found is not None
@@ -71,8 +71,7 @@ def test_highest_is_within_its_precision(boundary: float, factor: float, precisi
 def test_highest_gives_up_where_nothing_is_met() -> None:
     found, tried = follow(highest(100), lambda load: False)
     assert found is None
-    assert len(tried) <= MOST_RUNS
-    assert tried[-1] < 1
+    assert tried == [100 / 2**number for number in range(7)]
 
 
 def test_highest_ends_where_everything_is_met() -> None:

@@ -76,7 +76,8 @@ def test_the_highest_rate_under_a_percentile() -> None:
 def test_the_highest_rate_under_an_slo() -> None:
     server = Server()
     levels, found = searched(BenchConfig(max_rate_under_slo=50), server)
-    assert server.loads[0] == Load.rate(100)
+    assert server.loads[:2] == [Load.closed(1), Load.rate(100)]  # 100 requests/s is what the level made up has
+    assert found.met[:2] == (True, True)
     assert found.found
     assert 500 / 1.05 <= found.found.value <= 500
     assert found.goal == "99 % within 50 ms"
@@ -92,14 +93,27 @@ def test_nothing_meets_the_goal() -> None:
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_an_interrupted_search_tells_what_it_knows(cut: bool) -> None:
-    levels, found = searched(BenchConfig(max_rate_under_slo=50), Server(stop_at=3, cut=cut))
-    assert len(levels) == (2 if cut else 3)
+    levels, found = searched(BenchConfig(max_rate_under_slo=50), Server(stop_at=4, cut=cut))
+    assert len(levels) == len(found.met) == (3 if cut else 4)
     assert found.found == Load.rate(200 if cut else 400)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_search_interrupted_at_its_begin_knows_nothing(cut: bool) -> None:
+    levels, found = searched(BenchConfig(max_rate_under_slo=50), Server(stop_at=1, cut=cut))
+    assert len(levels) == len(found.met) == (0 if cut else 1)
+    assert found.found is None
+
+
+def test_an_slo_that_cannot_be_met_is_given_up_soon() -> None:
+    levels, found = searched(BenchConfig(max_rate_under_slo=0.01), Server())
+    assert found.found is None
+    assert len(levels) == 8
 
 
 def test_a_server_of_known_capacity() -> None:
     """It works 4 ms on each request, one after the other: 250 requests/s and not one more."""
-    config = BenchConfig(request_rate="200", max_rate_under_slo=40, duration_s=0.5, warmup_s=0.05)
+    config = BenchConfig(max_rate_under_slo=40, duration_s=0.5, warmup_s=0.05)
 
     async def main() -> SearchOutcome:
         async with running(Behaviour(delay_s=0.004, one_by_one=True)) as url:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from efserve.histogram import Histogram
 from efserve.intervals import Interval, ratio_interval
 from efserve.records import LatencySummary, LevelStatistics, Load, Machine, Target
 
@@ -26,16 +27,17 @@ class Contender:
     target: Target
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Turn:
-    """What one contender did in one round."""
+    """What one contender did in one round; of its latencies a histogram, so that those of all rounds can be merged."""
 
     statistics: LevelStatistics
+    latency_us: Histogram
     stable: bool
     reason: str  # why it was not stable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Comparison:
     """A whole comparison: the content of its file. Rounds are whole: a turn for each contender, in their order."""
 
@@ -52,8 +54,22 @@ class Comparison:
     def as_json(self) -> bytes:
         """The comparison with the ratios that follow from it."""
         ratios = {name: [ratio(self, name, index) for index in range(len(self.contenders))] for name in FIGURES}
-        whole = msgspec.to_builtins(self) | {"ratios": msgspec.to_builtins(ratios)}
+        whole = msgspec.to_builtins(self, enc_hook=_buckets) | {"ratios": msgspec.to_builtins(ratios)}
         return msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n"
+
+    def latency_us(self, index: int) -> Histogram:
+        """The latencies of contender `index` in all rounds together."""
+        merged = Histogram()
+        for turns in self.rounds:
+            merged.merge(turns[index].latency_us)
+        return merged
+
+
+def _buckets(value: object) -> dict[str, list[int]]:
+    """JSON of a histogram: from, to (both included) and count of each bucket that holds something."""
+    assert isinstance(value, Histogram)
+    low, high, count = value.buckets()
+    return {"from": low.tolist(), "to": high.tolist(), "count": count.tolist()}
 
 
 def _latency(field: str) -> Callable[[LevelStatistics], float]:

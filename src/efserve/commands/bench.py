@@ -1,14 +1,13 @@
 """`efserve bench`: options -> BenchConfig -> run_bench -> tables, closing lines, report."""
 
-import asyncio
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from efserve.errors import EfserveError, MeasurementFailed, UsageError
+from efserve.errors import MeasurementFailed, UsageError
+from efserve.interrupts import INTERRUPTED, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from efserve.loadtest.config import BenchConfig
     from efserve.records import BenchResult, Load
 
-INTERRUPTED = 130  # exit code after Ctrl-C
 BAR_LETTERS = 30
 
 
@@ -171,6 +169,7 @@ BAR_LETTERS = 30
     "--json", "json_file", default="", help="Result file; - for stdout.  [default: reports/bench-MODEL-DATE-TIME.json]"
 )
 @click.option("--csv", "csv_file", default="", help="Also write a table for spreadsheets; - for stdout.")
+@click.option("--plot", is_flag=True, help="Plot throughput and latency in the terminal while it runs.")
 @click.option(
     "--model-repository",
     type=click.Path(),
@@ -187,7 +186,7 @@ BAR_LETTERS = 30
 @click.option("--max-batch", type=click.IntRange(1), help="For the embedded server: largest batch.")
 @click.option("--queue-delay-us", type=click.IntRange(0), help="For the embedded server: how long requests may wait.")
 @click.pass_context
-def command(ctx: click.Context, /, json_file: str, csv_file: str, **options: Any) -> None:
+def command(ctx: click.Context, /, json_file: str, csv_file: str, plot: bool, **options: Any) -> None:
     """Measure a v2 server under load, level by level.
 
     A closed loop (--concurrency) keeps so many requests under way; an open loop (--request-rate) sends at its own times
@@ -202,7 +201,7 @@ def command(ctx: click.Context, /, json_file: str, csv_file: str, **options: Any
     percentile, window_ms = options.pop("percentile"), options.pop("window_ms")
     config = BenchConfig(percentile=percentile and int(percentile), window_ms=window_ms or 0, **options)
     config.check()
-    result = _run(ctx, config, machine_output="-" in (json_file, csv_file))
+    result = _run(ctx, config, machine_output="-" in (json_file, csv_file), plot=plot)
     _report(result, config, json_file, csv_file)
     if result.interrupted:
         ctx.exit(INTERRUPTED)
@@ -210,43 +209,19 @@ def command(ctx: click.Context, /, json_file: str, csv_file: str, **options: Any
         raise MeasurementFailed("no request succeeded; the remarks above say why")
 
 
-def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool) -> "BenchResult":
-    import uvloop
-
+def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool, plot: bool) -> "BenchResult":
     from efserve.console import err, out
     from efserve.loadtest.run import run_bench
     from efserve.reports.bench import LiveLines
+    from efserve.reports.live_plot import LivePlot
 
-    interrupted = False
-
-    async def measure() -> "BenchResult":
-        nonlocal interrupted
-        stop, task = asyncio.Event(), asyncio.current_task()
-        assert task is not None
-
-        def on_interrupt() -> None:
-            nonlocal interrupted
-            if interrupted:
-                task.cancel()
-                return
-            interrupted = True
-            stop.set()
-            click.echo("\nThis level ends here; Ctrl-C once more quits at once.", err=True)
-
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_interrupt)
-        console = err() if machine_output else out()
-        on_progress = _progress_bar(console) if console.is_terminal else None
-        return await run_bench(config, LiveLines(console, config.batch), stop, on_progress)
-
-    try:
-        return uvloop.run(measure())
-    except (asyncio.CancelledError, KeyboardInterrupt):
+    console = err() if machine_output else out()
+    on_progress = _progress_bar(console) if console.is_terminal and not plot else None
+    observer = LivePlot(console, config.batch) if plot else LiveLines(console, config.batch)
+    result = run(lambda stop: run_bench(config, observer, stop, on_progress), "This level ends here")
+    if result is None:
         ctx.exit(INTERRUPTED)
-    except EfserveError as exc:
-        if not interrupted:
-            raise
-        click.echo(f"Error: {exc}", err=True)
-        ctx.exit(INTERRUPTED)
+    return result
 
 
 def _progress_bar(console: "Console") -> "Callable[[Load, int, int], None]":

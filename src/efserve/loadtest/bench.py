@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import gc
 import os
-import resource
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,8 @@ from efserve.errors import MeasurementFailed, UsageError
 from efserve.loadtest.config import BenchConfig
 from efserve.loadtest.crew import Child, CrewSource, LocalSource, crew
 from efserve.loadtest.embedded import EmbeddedServer, embedded_server
-from efserve.loadtest.job import LoadJob, OpenJob
+from efserve.loadtest.job import LoadJob
+from efserve.loadtest.limits import allow_connections
 from efserve.loadtest.loads import Mix, lasts_to_the_end, read_mix, work_of
 from efserve.loadtest.measure import LevelPlan, LevelSampler, measure_level
 from efserve.loadtest.sampling import GaugeSampler, metrics_page, server_pids
@@ -28,7 +28,6 @@ from efserve.records import LevelResult, Load, Target
 from efserve.stats import WindowFigures, level_statistics
 
 CONTROL_DEADLINE_S = 30.0
-SPARE_FILES = 100  # beside the connections
 
 _Result = TypeVar("_Result")
 
@@ -95,7 +94,7 @@ class Bench:
             timeout_s=self.config.timeout_s,
             work=work_of(load, self.config, self.mix),
         )
-        _allow_connections(job.work.max_connections if isinstance(job.work, OpenJob) else int(load.value))
+        allow_connections(job.work.connections)
         number, self._measured = self._measured, self._measured + 1
         invalid = [reason for model in self.models if (reason := await model.invalid(number))]
         self._observer.on_level_start(load)
@@ -152,9 +151,10 @@ async def prepared(config: BenchConfig, observer: Observer, stop: asyncio.Event)
             start = stack.enter_async_context(embedded_server(config.server_options(), models))
             server = await _unless_stopped(start, stop)
         client = V2Client(server.url if server else config.url, min(CONTROL_DEADLINE_S, config.timeout_s))
-        target, found = await _unless_stopped(_find(config, mix, client, server), stop)
+        target, found, mix = await _unless_stopped(_find(config, mix, client, server), stop)
         bench = Bench(config, server, target, found, mix, children, observer, stop)
-        page = await metrics_page(config.metrics_url, server.metrics_url if server else "", target.url, target.model)
+        metrics_url, first = server.metrics_url if server else "", found[0].info.name
+        page = await metrics_page(config.metrics_url, metrics_url, target.url, first)
         pid = server.process.pid if server else None
         bench.make_sampler = lambda: GaugeSampler(bench.client_pids(), server_pids(target.url, pid), page)
         observer.on_target(target)
@@ -163,20 +163,22 @@ async def prepared(config: BenchConfig, observer: Observer, stop: asyncio.Event)
 
 async def _find(
     config: BenchConfig, mix: Mix, client: V2Client, server: EmbeddedServer | None
-) -> tuple[Target, tuple[TargetModel, ...]]:
+) -> tuple[Target, tuple[TargetModel, ...], Mix]:
     info = await client.server()
     goals = config.slo_ms
     found = []
     for index, name in enumerate(mix.models):
         share = mix.shares[index] if mix.shares else None
         single = _of_share(config, share) if share else replace(config, model=name or config.model)
-        slo_ms = goals.get(name, goals.get("", 0.0)) or (share.slo_ms if share else 0.0)
-        found.append(await find_model(single, client, info, server.unready if server else {}, slo_ms))
-    names = {model.info.name for model in found}
+        default = {"": share.slo_ms} if share else {}
+        found.append(await find_model(single, client, info, server.unready if server else {}, default | goals))
+    names = [model.info.name for model in found]
     for name in goals:
         if name and name not in names:
-            raise UsageError(f"--goodput {name}: that model is not measured; measured: {', '.join(sorted(names))}")
-    return described(client, info, found[0], embedded=server is not None), tuple(found)
+            raise UsageError(f"--goodput {name}: that model is not measured; measured: {', '.join(names)}")
+    if mix.trace is not None:
+        found = [model for index, model in enumerate(found) if model.info.name not in names[:index]]
+    return described(client, info, found, embedded=server is not None), tuple(found), mix.resolved(names)
 
 
 def _of_share(config: BenchConfig, share: Share) -> BenchConfig:
@@ -188,16 +190,6 @@ def _of_share(config: BenchConfig, share: Share) -> BenchConfig:
         shape=share.shape_options,
         input=share.input or config.input,
     )
-
-
-def _allow_connections(count: int) -> None:
-    """Raise this process's limit of open files where a level needs more; UsageError where it may not."""
-    needed = count + SPARE_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise UsageError(f"{count} connections need {needed} open files, the system allows {hard}; see `ulimit -n`")
-    if soft != resource.RLIM_INFINITY and needed > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 async def _unless_stopped(work: Awaitable[_Result], stop: asyncio.Event) -> _Result:

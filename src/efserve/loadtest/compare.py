@@ -12,10 +12,11 @@ from typing import Any, Protocol
 from efserve import __version__
 from efserve.comparison import Comparison, Contender, Turn
 from efserve.errors import MeasurementFailed, UsageError
+from efserve.histogram import Histogram
 from efserve.loadtest.bench import Bench, prepared
 from efserve.loadtest.config import BenchConfig
 from efserve.records import LevelResult, Load, Target, machine_facts
-from efserve.stats import WindowFigures
+from efserve.stats import WindowFigures, in_reported_windows
 
 _NAMED = re.compile(r"([\w.-]+)=(.*)", re.DOTALL)
 # Options of the embedded server that a target may give: field of BenchConfig, and its type.
@@ -38,10 +39,14 @@ class CompareConfig:
     concurrency: int = 8
     request_rate: float | None = None  # requests/s in an open loop instead
     distribution: str = "constant"
+    gamma_cv: float = 2.0
+    max_connections: int = 1024
+    processes: int = 1
     model: str = ""
     model_version: str = ""
     batch: int = 1
     input: str = "random"
+    tensor_format: str = "auto"
     shape: tuple[str, ...] = ()
     string_length: int = 16
     seed: int = 0
@@ -54,9 +59,7 @@ class CompareConfig:
     @property
     def load(self) -> Load:
         """The load of every turn."""
-        if self.request_rate is not None:
-            return Load.rate(self.request_rate, self.distribution)
-        return Load.closed(self.concurrency)
+        return self._bench().loads[0]
 
     def contenders(self) -> tuple[tuple[str, str, BenchConfig], ...]:
         """Name, what was given, and the benchmark of each target. Raises UsageError."""
@@ -73,7 +76,9 @@ class CompareConfig:
 
     def _bench(self) -> BenchConfig:
         shared = {field.name for field in fields(BenchConfig)} & {field.name for field in fields(self)}
-        return BenchConfig(**{name: getattr(self, name) for name in shared - {"concurrency", "request_rate"}})
+        options = {name: getattr(self, name) for name in shared}
+        rate = "" if self.request_rate is None else f"{self.request_rate:.15g}"
+        return BenchConfig(**{**options, "concurrency": "" if rate else str(self.concurrency), "request_rate": rate})
 
     def as_json(self) -> dict[str, Any]:
         """All options by name, as plain values."""
@@ -165,7 +170,9 @@ async def _round(
         result = await benches[index].measure(load)
         if result is None or benches[index].stop.is_set():
             return None
-        turns[index] = Turn(result.statistics, result.record.stable, result.record.reason)
+        latency_us = Histogram()
+        latency_us.add(result.record.requests.latency_us[in_reported_windows(result.record)])
+        turns[index] = Turn(result.statistics, latency_us, result.record.stable, result.record.reason)
         watcher.on_turn(number, contenders[index], turns[index])
     return tuple(turns[index] for index in order)
 

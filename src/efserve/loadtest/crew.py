@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from efserve.errors import MeasurementFailed
-from efserve.loadtest.job import LoadJob, Loop, make_loop
+from efserve.loadtest.job import LoadJob, Loop, OpenJob, make_loop
 from efserve.loadtest.recording import Chunk
 
 START_DEADLINE_S = 60.0
-HEAD_START_NS = 50_000_000  # between the order to start and the common begin
+HEAD_START_NS = 50_000_000  # until the begin, so that everything is ready for the first request
 LENGTH = struct.Struct("<Q")
 
 
@@ -27,6 +27,10 @@ class Source(Protocol):
     """One load, from its start to its end."""
 
     processes: int  # that make it
+
+    @property
+    def deaths(self) -> "Sequence[asyncio.Future[object]]":
+        """Done when a process has ended that should not have: the next call says so by MeasurementFailed."""
 
     async def start(self, job: LoadJob) -> int:
         """Start the load; its begin, in monotonic ns."""
@@ -48,13 +52,14 @@ class LocalSource:
     """Load in this process."""
 
     processes = 1
+    deaths: "Sequence[asyncio.Future[object]]" = ()
 
     def __init__(self) -> None:
         self._loop: Loop | None = None
 
     async def start(self, job: LoadJob) -> int:
         """See `Source`."""
-        begin_ns = time.monotonic_ns()
+        begin_ns = time.monotonic_ns() + (HEAD_START_NS if isinstance(job.work, OpenJob) else 0)
         self._loop = make_loop(job, begin_ns)
         self._loop.start()
         return begin_ns
@@ -88,7 +93,7 @@ class Child:
         self.number = number
         self.process = process
         self._answers: dict[str, asyncio.Future[Any]] = {}
-        self._reader = asyncio.ensure_future(self._read())
+        self.death: asyncio.Future[object] = asyncio.ensure_future(self._read())
         self.dead = ""  # why, once it is
 
     def __repr__(self) -> str:
@@ -135,7 +140,7 @@ class Child:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
         await self.process.wait()
-        await asyncio.gather(self._reader, return_exceptions=True)
+        await asyncio.gather(self.death, return_exceptions=True)
 
 
 def _ending(code: int) -> str:
@@ -149,6 +154,11 @@ class CrewSource:
         self._children = list(children)
         self._active: list[Child] = []
         self.processes = len(children)
+
+    @property
+    def deaths(self) -> "Sequence[asyncio.Future[object]]":
+        """See `Source`."""
+        return [child.death for child in self._active]
 
     async def start(self, job: LoadJob) -> int:
         """See `Source`."""

@@ -139,6 +139,7 @@ class _Level:
                 finish.result()
         finally:
             finish.cancel()
+            await asyncio.gather(finish, return_exceptions=True)
         if self._stop.is_set() and not self._tally.finished:
             return Verdict(False, "interrupted")
         self._tally.close_span(self._plan.window_s)
@@ -177,10 +178,12 @@ class _Level:
         return Verdict(False, growing) if growing else verdict(self._figures)
 
     async def _pause_until(self, time_ns: int, *events: "asyncio.Future[object]") -> None:
-        """Wait, but not beyond `stop`, nor beyond the first of `events`."""
+        """Wait, but not beyond `stop`, nor the first of `events`, nor the death of a process of load."""
         stopped: asyncio.Future[object] = asyncio.ensure_future(self._stop.wait())
         timeout_s = max(0.0, (time_ns - time.monotonic_ns()) / 1e9)
-        await asyncio.wait({stopped, *events}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            {stopped, *events, *self._plan.source.deaths}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
         stopped.cancel()
 
     def record(

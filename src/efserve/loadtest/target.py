@@ -1,6 +1,6 @@
 """What a benchmark sends and to whom: the server found, its models, the prepared requests of each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +44,12 @@ class TargetModel:
 
 
 async def find_model(
-    config: BenchConfig, client: V2Client, server: ServerInfo, unready: Mapping[str, str], slo_ms: float = 0.0
+    config: BenchConfig, client: V2Client, server: ServerInfo, unready: Mapping[str, str], goals_ms: Mapping[str, float]
 ) -> TargetModel:
     """The model that `config` names, its requests made, and one of them answered rightly.
 
-    `unready`: models that did not start, and why. Raises UsageError, MeasurementFailed and RemoteError.
+    `unready`: models that did not start, and why; `goals_ms`: of latency by model, "" for any other.
+    Raises UsageError, MeasurementFailed and RemoteError.
     """
     if config.model in unready:
         raise MeasurementFailed(f"model '{config.model}' did not start: {unready[config.model]}")
@@ -65,7 +66,7 @@ async def find_model(
         info=info,
         bodies=bodies,
         traffic=Traffic(
-            model=LoadedModel(info.name, info.version, config.batch, slo_ms),
+            model=LoadedModel(info.name, info.version, config.batch, goals_ms.get(info.name, goals_ms.get("", 0.0))),
             requests=tuple(prepare(client.http.endpoint, "POST", path, body.data, body.headers) for body in bodies),
             payload_bytes=answer.payload_bytes if fixed and answer.payload_bytes >= 0 else None,
         ),
@@ -95,17 +96,21 @@ def _requests(config: BenchConfig, model: ModelInfo) -> list[tuple[Array, ...]]:
     return generated(model, sample_dims(model, config.batch, shapes), config.batch, seed, config.string_length)
 
 
-def described(client: V2Client, server: ServerInfo, model: TargetModel, *, embedded: bool) -> Target:
-    """The server and the model, as a result file tells them."""
+def described(client: V2Client, server: ServerInfo, models: Sequence[TargetModel], *, embedded: bool) -> Target:
+    """The server and the models, as a result file tells them; platform and config are those of the first."""
+    first = models[0]
+    inputs = first.inputs
+    if len(models) > 1:
+        inputs = tuple(f"{model.info.name}: {text}" for model in models for text in model.inputs)
     return Target(
         url=client.http.endpoint.url,
         embedded=embedded,
         server_name=server.name,
         server_version=server.version,
-        model=model.info.name,
-        model_version=model.info.version,
-        platform=model.info.platform,
-        inputs=model.inputs,
-        binary=model.bodies[0].json_bytes >= 0,
-        config=model.info.config,
+        model=", ".join(model.info.name for model in models),
+        model_version=first.info.version,
+        platform=first.info.platform,
+        inputs=inputs,
+        binary=first.bodies[0].json_bytes >= 0,
+        config=first.info.config,
     )

@@ -1,5 +1,6 @@
 """Files that describe mixed traffic: which models, how often, with what, and how fast the answers should be."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -58,7 +59,7 @@ def read_workload(path: Path) -> tuple[Share, ...]:
 
 def _yaml(path: Path, data: bytes) -> object:
     try:
-        import yaml  # type: ignore[import-untyped]  # it ships no types
+        yaml = import_module("yaml")
     except ImportError as exc:
         raise UsageError(f"--workload {path}: YAML needs PyYAML (pip install pyyaml); JSON needs nothing") from exc
     try:

@@ -26,13 +26,16 @@ def read_capacities(root: Path, kind: str) -> tuple[Capacity, ...]:
 
 
 def _point(row: ProfileRow) -> Point:
-    """A row for planning: the latency is that which 99 of 100 batches keep, with the way to the worker and back."""
+    """A row for planning: the latency is that which 99 of 100 batches keep, with the way to the worker and back.
+
+    A worker of a plan has one batch at a time, so the way there costs throughput too.
+    """
     way_ms = max(0.0, row.roundtrip_ms - row.p50_ms)
     return Point(
         share_pct=row.share_pct,
         batch=row.batch,
         processes=1,
-        throughput_per_s=row.throughput_per_s,
+        throughput_per_s=min(row.throughput_per_s, row.batch / (row.mean_ms + way_ms) * 1000),
         latency_ms=row.p99_ms + way_ms,
         memory_mb=row.peak_memory_mb,
         utilization_pct=row.utilization_pct,

@@ -25,6 +25,7 @@ from efserve.stats import WindowFigures, chosen_latency_us
 
 _CLOSING_NAMES = {"concurrency": "Concurrency", "rate": "Request Rate", "clients": "Clients"}
 MOST_MODEL_LETTERS = 18
+_LOAD_LETTERS = 8
 
 
 class LiveLines:
@@ -43,24 +44,19 @@ class LiveLines:
         server = f"{target.server_name} {target.server_version}".strip()
         where = "embedded server" if target.embedded else target.url
         self._line(f"{target.model}{version} on {server} ({where}), sending {'; '.join(target.inputs)}")
-        self._line(f"{'load':>6} {'infer/s':>12} {'latency us':>12} {'window':>7}  state")
+        self._line(f"{'load':>{_LOAD_LETTERS}} {'infer/s':>12} {'latency us':>12} {'window':>7}  state")
 
     def on_level_start(self, load: Load) -> None:
         """The level is warming up."""
-        self._current(f"{load.label:>6} {'':>12} {'':>12} {'':>7}  warm-up")
+        self._current(start_line(load))
 
     def on_window(self, load: Load, number: int, figures: WindowFigures) -> None:
         """The figures of the window that is over."""
-        rate = f"{figures.requests_per_s * self._rows:.1f}"
-        self._current(f"{load.label:>6} {rate:>12} {figures.latency_us:>12.0f} {number:>7}  measuring")
+        self._current(window_line(load, number, figures, self._rows))
 
     def on_level(self, result: LevelResult) -> None:
         """The figures of the level that is done."""
-        statistics = result.statistics
-        mean = f"{statistics.latency.mean_us:.0f}" if statistics.latency else "-"
-        rate = f"{statistics.inferences_per_s:.1f}"
-        windows = len(result.record.windows)
-        self._line(f"{result.record.load.label:>6} {rate:>12} {mean:>12} {windows:>7}  {', '.join(marks(result))}")
+        self._line(level_line(result))
 
     def _current(self, text: str) -> None:
         if self._console.is_terminal:
@@ -68,6 +64,26 @@ class LiveLines:
 
     def _line(self, text: str) -> None:
         self._console.print(plain(text).ljust(60 if self._console.is_terminal else 0), markup=False, soft_wrap=True)
+
+
+def start_line(load: Load) -> str:
+    """A level that is warming up."""
+    return f"{load.label:>{_LOAD_LETTERS}} {'':>12} {'':>12} {'':>7}  warm-up"
+
+
+def window_line(load: Load, number: int, figures: WindowFigures, rows_per_request: int) -> str:
+    """The figures of a window."""
+    rate = f"{figures.requests_per_s * rows_per_request:.1f}"
+    return f"{load.label:>{_LOAD_LETTERS}} {rate:>12} {figures.latency_us:>12.0f} {number:>7}  measuring"
+
+
+def level_line(result: LevelResult) -> str:
+    """The figures of a level that is done."""
+    statistics = result.statistics
+    mean = f"{statistics.latency.mean_us:.0f}" if statistics.latency else "-"
+    rate = f"{statistics.inferences_per_s:.1f}"
+    words, windows = ", ".join(marks(result)), len(result.record.windows)
+    return f"{result.record.load.label:>{_LOAD_LETTERS}} {rate:>12} {mean:>12} {windows:>7}  {words}"
 
 
 def tables(result: BenchResult) -> RenderableType:
@@ -146,7 +162,7 @@ def _model_table(levels: Sequence[LevelResult]) -> Iterable[Table]:
 def _clients_table(levels: Sequence[LevelResult]) -> Iterable[Table]:
     if not any(level.statistics.clients for level in levels):
         return
-    yield (table := _table("Clients: their mean latencies in ms", (heading(levels), "answered", "mean", "deviation")))
+    yield (table := _table("Clients' mean latency in ms", (heading(levels), "answered", "mean", "deviation")))
     for level in levels:
         clients = level.statistics.clients
         if clients is not None:
@@ -200,7 +216,7 @@ def closing_lines(result: BenchResult, percentile: int | None) -> list[str]:
         if statistics.latency is not None:
             latency = f"{chosen_latency_us(statistics.latency, percentile):.0f}"
         name = _CLOSING_NAMES.get(load.kind, "Load")
-        value = f"{load.value:g}" if load.kind == "rate" and not load.shape else load.label
+        value = f"{load.value:g}" if load.kind in ("rate", "clients") and not load.shape else load.label
         lines.append(
             f"{name}: {value}, throughput: {statistics.inferences_per_s:.2f} infer/sec, latency {latency} usec"
         )

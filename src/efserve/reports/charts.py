@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from efserve.records import LevelResult
-from efserve.reports.levels import ms, reported, short_name, spread
+from efserve.reports.levels import goodput_per_s, ms, reported, short_name, spread
 from efserve.reports.markup import Markup, Node, element
 from efserve.reports.plot import Axis, Band, Bar, Label, Point, Range, Series, bar_plot, legend, xy_plot
 from efserve.reports.scale import Scale, amount, exact_scale, latency_scale, linear_scale, tick_text
@@ -18,6 +18,8 @@ PERCENTILES = (("p50", 50.0, "s1"), ("p90", 90.0, "s3"), ("p99", 99.0, "s2"), ("
 NINES = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 MOST_LEVEL_NAMES = 12  # on one axis
 CURVE_POINTS = 120
+MODEL_COLORS = ("s1", "s2", "s3", "s5", "s4", "s6")
+LETTER_PART = 0.022  # of the width of a chart on a telephone
 
 
 def figure(title: str, note: str, *content: Node, wide: bool = False) -> Markup:
@@ -47,22 +49,18 @@ def latency_by_throughput(levels: Sequence[LevelResult]) -> Markup | None:
         values += [y for _, y in points]
     x = Axis("throughput (infer/s)", linear_scale([level.statistics.inferences_per_s for level in measured]))
     y = Axis("latency (ms)", latency_scale(values))
-    lowest = series[0].points
-    labels = [
-        Label(*place, short_name(level.record))
-        for level, place in zip(measured, lowest, strict=True)
-        if len(measured) <= MOST_LEVEL_NAMES
-    ]
+    labels = [Label(level.statistics.inferences_per_s, short_name(level.record)) for level in measured]
     chart = xy_plot("Latency percentiles over throughput", x, y, series, extras=_apart(labels, x.scale))
-    note = "A point per level, in the order in which they were measured; the name of a level stands under its p50."
+    note = "A point per level, joined in the order in which they were measured; the names of the levels stand above."
     return figure("Latency against throughput", note, chart, legend([(s.name, s.color, None) for s in series]))
 
 
 def _apart(labels: Sequence[Label], scale: Scale) -> list[Label]:
-    """Labels that keep a distance along x: those that would cover the one before are left out."""
+    """Labels that keep a distance along x, for a narrow window: what would cover the one before is left out."""
     kept: list[Label] = []
     for label in labels:
-        if all(abs(scale.at(label.x) - scale.at(other.x)) > 0.05 for other in kept):
+        room = 0.02 + LETTER_PART * len(label.text)
+        if all(abs(scale.at(label.x) - scale.at(other.x)) > room for other in kept):
             kept.append(label)
     return kept
 
@@ -90,6 +88,9 @@ def throughput_by_level(levels: Sequence[LevelResult], load_name: str) -> Markup
     offered = [(float(at), level.statistics.due_per_s) for at, level in enumerate(levels)]
     if any(level.record.load.is_open for level in levels):
         series.insert(0, Series("offered", "s6", offered, dashed=True))
+    within = [(float(at), rate) for at, level in enumerate(levels) if (rate := goodput_per_s(level)) is not None]
+    if within:
+        series.append(Series("within the SLO", "s3", within, _good_tips(levels, within), dots=True))
     intervals = [level.statistics.intervals.requests_per_s for level in levels]
     ranges = [Range(at, known.low, known.high, "s1") for at, known in enumerate(intervals) if known is not None]
     y = Axis("requests/s", linear_scale([rate for _, rate in (*points, *offered)] + [one.high for one in ranges]))
@@ -103,6 +104,32 @@ def _rate_tip(level: LevelResult) -> str:
     statistics = level.statistics
     spreads = spread(statistics.requests_per_s, statistics.intervals.requests_per_s)
     return f"{level.record.load.label}: {amount(statistics.requests_per_s)} requests/s {spreads}".rstrip()
+
+
+def _good_tips(levels: Sequence[LevelResult], points: Sequence[Point]) -> list[str]:
+    return [f"{levels[int(at)].record.load.label}: {amount(rate)} answers/s within the SLO" for at, rate in points]
+
+
+def model_latency(levels: Sequence[LevelResult], load_name: str) -> Markup | None:
+    """Of mixed traffic: p99 of each model over the levels, and its SLO; the first six models."""
+    names = list(dict.fromkeys(model.name for level in levels for model in level.statistics.models))
+    if len(names) < 2:
+        return None
+    series, entries = [], []
+    for name, color in zip(names, MODEL_COLORS, strict=False):
+        own = [
+            (at, model) for at, level in enumerate(levels) for model in level.statistics.models if model.name == name
+        ]
+        points = [(float(at), model.latency.p99_us / 1e3) for at, model in own if model.latency is not None]
+        series.append(Series(name, color, points, _tips(levels, points, name), dots=True))
+        goals = [(float(at), model.slo_ms) for at, model in own if model.slo_ms]
+        series.append(Series(f"SLO of {name}", color, goals, dashed=True))
+        entries.append((name, color, None))
+    y = Axis("p99 (ms)", latency_scale([value for line in series for _, value in line.points]))
+    chart = xy_plot("p99 of each model", level_axis(levels, load_name), y, series)
+    left_out = f" {len(names) - len(MODEL_COLORS)} more are left out." if len(names) > len(MODEL_COLORS) else ""
+    note = f"p99 of each model; dashed lines are their SLOs.{left_out}"
+    return figure("By model", note, chart, legend(entries, kind="stroke"))
 
 
 def distribution(levels: Sequence[LevelResult]) -> Markup | None:
@@ -158,7 +185,7 @@ def run_panels(levels: Sequence[LevelResult]) -> Markup:
     length_s = bin_length_s(places[-1].end_s)
     found = [bins(level.record, length_s) for level in levels]
     x = Axis("time under measurement (s)", exact_scale(0.0, places[-1].end_s))
-    bands = _level_bands(levels, places)
+    bands = level_bands(levels, places)
     failed = any(level.record.failures for level in levels)
     panels: list[Node] = []
     rates, middles, tails, errors = [], [], [], []
@@ -185,16 +212,11 @@ def run_panels(levels: Sequence[LevelResult]) -> Markup:
     return figure("Over the run", f"{note}{'' if failed else ' No request failed.'}", panels, wide=True)
 
 
-def _level_bands(levels: Sequence[LevelResult], places: Sequence[Stretch]) -> list[Band]:
-    total_s = places[-1].end_s
-    few = len(levels) <= MOST_LEVEL_NAMES
+def level_bands(levels: Sequence[LevelResult], places: Sequence[Stretch]) -> list[Band]:
+    """The stretches of the levels, of which at most `MOST_LEVEL_NAMES` are named."""
+    every = -(-len(levels) // MOST_LEVEL_NAMES)
     return [
-        Band(
-            place.start_s,
-            place.end_s,
-            short_name(level.record) if few or place.end_s - place.start_s > total_s / MOST_LEVEL_NAMES else "",
-            str(at),
-        )
+        Band(place.start_s, place.end_s, "" if at % every else short_name(level.record), str(at))
         for at, (level, place) in enumerate(zip(levels, places, strict=True))
     ]
 

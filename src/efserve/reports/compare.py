@@ -14,6 +14,7 @@ _TITLES = {
     "p50_us": "Median latency in ms",
     "p99_us": "p99 latency in ms",
 }
+_PERCENTILES = (50, 90, 99, 99.9)
 _NAME_COLUMNS = 30
 
 
@@ -51,6 +52,7 @@ def tables(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = [Text(head)]
     for figure in _TITLES:
         parts += [Text(), _table(comparison, figure)]
+    parts += [Text(), _merged(comparison)]
     remarks = list(_remarks(comparison))
     return Group(*parts, *([Text(), *remarks] if remarks else []))
 
@@ -73,12 +75,28 @@ def _table(comparison: Comparison, figure: str) -> Table:
     return table
 
 
+def _merged(comparison: Comparison) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("All rounds together, in ms", no_wrap=True, min_width=26)
+    for percentile in _PERCENTILES:
+        table.add_column(f"p{percentile:g}", justify="right", no_wrap=True)
+    table.add_column("max", justify="right", no_wrap=True)
+    for index, contender in enumerate(comparison.contenders):
+        latency_us = comparison.latency_us(index)
+        figures = [*(latency_us.percentile(percentile) for percentile in _PERCENTILES), latency_us.greatest]
+        cells = [_figure("", value) if latency_us.count else "-" for value in figures]
+        table.add_row(Text(_short(contender.name)), *cells)
+    return table
+
+
 def _times(value: float) -> str:
     return f"{value:.3f}" if value < 100 else f"{value:.0f}" if value < 1000 else ">999"
 
 
 def _figure(figure: str, value: float) -> str:
-    return f"{value:,.1f}" if figure == "inferences_per_s" else f"{value / 1e3:,.3f}"
+    if figure == "inferences_per_s":
+        return f"{value:,.1f}"
+    return f"{value / 1e3:.3f}" if value < 1e7 else f"{value / 1e3:.0f}"
 
 
 def _short(name: str) -> str:

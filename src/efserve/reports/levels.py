@@ -12,7 +12,7 @@ from efserve.stats import level_statistics
 
 HEADINGS = {"concurrency": "conc", "rate": "rate", "schedule": "load", "clients": "clients"}
 MOST_LETTERS = 12  # of a level's name in a chart
-LATE_CLIENT = 0.10  # a client delay above this part of the latency is remarked
+LATE_PART, LATE_US = 0.10, 100.0  # a mean client delay above both, the part of the latency and so long, is remarked
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,8 +81,8 @@ def remarks(level: LevelResult) -> Iterable[str]:
 def _late(level: LevelResult) -> Iterable[str]:
     """Of an open loop: what the client could not send in time, and what the server did not answer in time."""
     pool, delay, latency = level.record.pool, level.statistics.delay, level.statistics.latency
-    if delay is not None and latency is not None and delay.mean_us > LATE_CLIENT * latency.mean_us:
-        part = 100 * delay.mean_us / latency.mean_us
+    if delay is not None and latency is not None and delay.mean_us > max(LATE_PART * latency.mean_us, LATE_US):
+        part = 100 * delay.mean_us / max(latency.mean_us, 1.0)
         waited = f"; {pool.waited} requests found no free connection" if pool is not None and pool.waited else ""
         yield f"client delay: requests left {ms(delay.mean_us)} ms late on average, {part:.0f} % of the latency{waited}"
     if pool is not None and pool.unanswered and pool.unanswered > 0.01 * max(level.statistics.requests, 1):
@@ -101,6 +101,14 @@ def marks(level: LevelResult) -> list[str]:
     if level.statistics.errors:
         found.append("errors")
     return found
+
+
+def clients_line(level: LevelResult) -> str:
+    """What the short-lived clients of a stress test saw; empty for other loads."""
+    found = level.statistics.clients
+    if found is None:
+        return ""
+    return f"{found.clients} clients: mean latency {ms(found.mean_us)} ms, deviation {ms(found.deviation_us)} ms"
 
 
 def search_line(search: SearchOutcome) -> str:

@@ -12,7 +12,7 @@ from efserve.reports import charts
 from efserve.reports.differences import differences
 from efserve.reports.differences_page import differences_section
 from efserve.reports.level_table import level_table
-from efserve.reports.levels import heading, long_name, ms, remarks, search_line
+from efserve.reports.levels import clients_line, heading, long_name, ms, remarks, search_line
 from efserve.reports.markup import Markup, Node, element, join
 from efserve.reports.samples import sample_figures
 from efserve.reports.scale import amount
@@ -40,13 +40,13 @@ def render(results: Sequence[BenchResult], names: Sequence[str]) -> str:
         ]
         for result, name in zip(results, names, strict=True):
             body.append(element("section", _header(result, name, level="h2"), _result(result)))
-    most = max(len(result.levels) for result in results)
-    return _page(f"{title}: benchmark", join(*body), most)
+    counts = sorted({len(result.levels) for result in results})
+    return _page(f"{title}: benchmark", join(*body), "".join(level_colors(count) for count in counts))
 
 
-def _page(title: str, body: Markup, levels: int) -> str:
+def _page(title: str, body: Markup, colors: str) -> str:
     package = files("efserve.reports")
-    style = package.joinpath("page.css").read_text(encoding="utf-8") + level_colors(levels)
+    style = package.joinpath("page.css").read_text(encoding="utf-8") + colors
     script = package.joinpath("page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:"
@@ -66,11 +66,11 @@ def _page(title: str, body: Markup, levels: int) -> str:
 
 
 def level_colors(count: int) -> str:
-    """Style rules that give each level its colour, in both themes."""
+    """Style rules that give each level of a result with so many its colour, in both themes."""
     themes = []
     for ramp in (LIGHT_RAMP, DARK_RAMP):
         rules = (f"--l{at}:#{''.join(f'{part:02x}' for part in ramp_color(ramp, at, count))}" for at in range(count))
-        themes.append(f":root{{{';'.join(rules)}}}")
+        themes.append(f".levels{count}{{{';'.join(rules)}}}")
     return f"{themes[0]}\n@media screen and (prefers-color-scheme: dark){{{themes[1]}}}\n"
 
 
@@ -129,7 +129,7 @@ def _cards(levels: Sequence[LevelResult]) -> Markup:
     ]
     if best.statistics.latency:
         found.append((ms(best.statistics.latency.p99_us), "ms", "p99 latency there"))
-    if measured:
+    if len(measured) > 1:
         quick = min(measured, key=lambda level: level.statistics.latency.p50_us if level.statistics.latency else 0)
         assert quick.statistics.latency is not None
         found.append((ms(quick.statistics.latency.p50_us), "ms", f"lowest p50, at {long_name(quick.record)}"))
@@ -156,6 +156,7 @@ def _result(result: BenchResult) -> Markup:
         charts.latency_by_throughput(levels),
         charts.throughput_by_level(levels, load_name),
         charts.delays(levels, load_name),
+        charts.model_latency(levels, load_name),
         charts.server_split(levels),
         charts.batch_sizes(levels),
         charts.distribution(levels),
@@ -167,7 +168,7 @@ def _result(result: BenchResult) -> Markup:
         level_table(levels, result.search.met if result.search else ()),
         _remark_list(levels),
         element("h2", "Load and latency"),
-        element("div", pictures, class_="figures"),
+        element("div", pictures, class_=f"figures levels{len(levels)}"),
         [element("h2", "Machine during the run"), element("div", samples, class_="figures")] if samples else None,
         element("h2", "How it was measured"),
         _facts(result),
@@ -178,7 +179,8 @@ def _remark_list(levels: Sequence[LevelResult]) -> Node:
     items = [
         element("li", element("b", long_name(level.record)), f": {remark}")
         for level in levels
-        for remark in remarks(level)
+        for remark in (clients_line(level), *remarks(level))
+        if remark
     ]
     return element("ul", items, class_="remarks") if items else None
 

@@ -67,10 +67,9 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A short text below a place."""
+    """A short text above the plot."""
 
     x: float
-    y: float
     text: str
 
 
@@ -115,7 +114,7 @@ def xy_plot(  # each is one layer of the picture
         ),
         (_range(x, y, extra) for extra in extras if isinstance(extra, Range)),
         (_dots(x, y, line) for line in series),
-        (_label(x, y, extra) for extra in extras if isinstance(extra, Label)),
+        (_label(x, extra) for extra in extras if isinstance(extra, Label)),
     ]
     picture = element("svg", layers, class_="marks", role="img", aria_label=title, height=str(height_px))
     return element(
@@ -123,8 +122,13 @@ def xy_plot(  # each is one layer of the picture
         element("div", y.label, class_="ylabel"),
         element("div", picture, class_="plot close" if shares_x else "plot"),
         element("div", x.label, class_="xlabel") if not shares_x else None,
-        class_="chart",
+        class_="chart named" if any(_is_named(extra) for extra in extras) else "chart",
     )
+
+
+def _is_named(extra: Band | Range | Label) -> bool:
+    """True for what has a name above the plot, for which the label of the y axis makes room."""
+    return isinstance(extra, Label) or (isinstance(extra, Band) and bool(extra.name))
 
 
 def _grid(x: Axis, y: Axis, *, named: bool) -> Node:
@@ -144,14 +148,15 @@ def _grid(x: Axis, y: Axis, *, named: bool) -> Node:
 
 
 def _bands(x: Axis, bands: Sequence[Band]) -> Node:
-    letters = sum(len(band.name) + 2 for band in bands)
+    letters = sum(len(band.name) + 2 for band in bands if band.name)
     crowd = " crowded" if letters > LETTERS_HALF else " full" if letters > LETTERS_NARROW else ""
     drawn: list[Node] = []
     for index, band in enumerate(bands):
         left, right = x.scale.at(band.start), x.scale.at(band.end)
         shade = "band odd" if index % 2 else "band"
         area = element("rect", x=percent(left), width=percent(right - left), y="0", height="100%", class_=shade)
-        name = element("text", band.name, x=percent((left + right) / 2), y="-6", class_=f"bandname{crowd}")
+        middle = percent((left + right) / 2)
+        name = element("text", band.name, x=middle, y="-6", class_=f"bandname{crowd}") if band.name else None
         drawn.append(element("g", area, name, data_level=band.level))
     return drawn
 
@@ -192,9 +197,10 @@ def _dots(x: Axis, y: Axis, line: Series) -> Node:
     return element("g", drawn, style=_color(line.color), data_level=line.level) if drawn else None
 
 
-def _label(x: Axis, y: Axis, label: Label) -> Node:
-    at, above = percent(x.scale.at(label.x)), percent(1 - y.scale.at(label.y))
-    return element("text", label.text, x=at, y=above, dy="1.6em", class_="mark")
+def _label(x: Axis, label: Label) -> Node:
+    at = percent(x.scale.at(label.x))
+    line = element("line", x1=at, x2=at, y1="0", y2="100%", class_="drop")
+    return [line, element("text", label.text, x=at, y="-6", class_="label")]
 
 
 def bar_plot(title: str, unit: str, bars: Sequence[Bar], scale: Scale) -> Markup:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from efserve.records import LevelResult
-from efserve.reports.charts import MOST_LEVEL_NAMES, figure
-from efserve.reports.levels import short_name
+from efserve.reports.charts import figure, level_bands
 from efserve.reports.markup import Markup
-from efserve.reports.plot import Axis, Band, Point, Series, legend, xy_plot
+from efserve.reports.plot import Axis, Point, Series, legend, xy_plot
 from efserve.reports.scale import amount, exact_scale, linear_scale
 from efserve.reports.timeline import stretches
 
@@ -63,16 +62,11 @@ def _figure(levels: Sequence[LevelResult], gauge: Gauge, names: Sequence[str], n
         entries.append((name, color, None))
         for points in parts:
             tips = [f"{name}: {amount(value)} {gauge.unit}" for _, value in points] if len(points) <= MOST_TIPS else []
-            series.append(Series(name, color, points, tips))
-    few = len(levels) <= MOST_LEVEL_NAMES
-    bands = [
-        Band(place.start_s, place.end_s, short_name(level.record) if few else "")
-        for level, place in zip(levels, places, strict=True)
-    ]
+            series.append(Series(name, color, points, tips, dots=len(points) == 1))
     x = Axis("time under measurement (s)", exact_scale(0.0, places[-1].end_s))
     y = Axis(gauge.unit, linear_scale([value for line in series for _, value in line.points]))
     left_out = f" {len(lines) - len(COLORS)} more are left out." if len(lines) > len(COLORS) else ""
-    chart = xy_plot(f"{gauge.title} ({gauge.unit})", x, y, series, height_px=160, extras=bands)
+    chart = xy_plot(f"{gauge.title} ({gauge.unit})", x, y, series, height_px=160, extras=level_bands(levels, places))
     return figure(gauge.title, f"{note}{left_out}".strip(), chart, legend(entries, kind="stroke"))
 
 
