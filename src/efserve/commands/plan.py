@@ -105,7 +105,7 @@ def _devices(text: str) -> tuple[int, str]:
     default=5.0,
     show_default=True,
     metavar="S",
-    help="Longest time that the policy `best` searches.",
+    help="How long the policy `best` may search, beyond what the others take.",
 )
 @click.option(
     "--interference",

@@ -24,6 +24,7 @@ SETS = 60  # sets of partitions that are kept for a model or group
 SLACK_UNITS = UNITS  # how much more than its cheapest set a model may take
 MODELS_FOR_ALL = 3  # up to here an exhaustive search follows, of so many steps
 STEPS = 30_000
+SLACK_PART = 0.2  # of the budget may go into using what is free
 SIZES = 6  # of partitions that one model may mix
 MOST_SETS = 20_000  # that are looked at for one model
 FEW_MODELS = 6  # up to here every grouping is tried
@@ -60,7 +61,7 @@ def shelves(problem: Problem) -> list[Shelf]:
     if found is None:
         reason = f"no plan on {len(problem.devices)} devices was found in {problem.budget_s:g} s"
         raise NoPlan([Shortfall(demand.model, reason) for demand, _ in wanted])
-    return use_slack(problem, wanted, found)
+    return use_slack(problem, wanted, found, time.monotonic() + SLACK_PART * problem.budget_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,12 @@ class _Search:
         for groups in self._structures(count):
             if time.monotonic() > self._end_s:
                 return None
-            sets = [self._choices(group) for group in groups]
-            if all(sets) and sum(total_units(choice[0]) for choice in sets) <= count * UNITS:
+            sets = [self._choices(group) for group in groups if time.monotonic() <= self._end_s]
+            if (
+                len(sets) == len(groups)
+                and all(sets)
+                and sum(total_units(choice[0]) for choice in sets) <= count * UNITS
+            ):
                 shelves = self._combine(sets, count)
                 if shelves is not None:
                     return shelves
@@ -190,6 +195,8 @@ class _Search:
             rest_pieces[at] = rest_pieces[at + 1] + min(len(choice) for choice in order[at])
         states = [_State(0, 0, 0, (0,) * len(self._sizes), ())]
         for at, options in enumerate(order):
+            if time.monotonic() > self._end_s:
+                return None
             reached: dict[tuple[int, ...], _State] = {}
             for state in states:
                 for choice in options:

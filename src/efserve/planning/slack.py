@@ -1,5 +1,6 @@
 """What a packing leaves free, given to the models that are nearest to their limit."""
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -8,7 +9,9 @@ from efserve.planning.plan import Demand, Problem
 from efserve.planning.recipes import Recipe
 
 
-def use_slack(problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]], shelves: list[Shelf]) -> list[Shelf]:
+def use_slack(
+    problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]], shelves: list[Shelf], end_s: float
+) -> list[Shelf]:
     """Grows and adds partitions on the devices in use while the most loaded model can gain. Changes `shelves`."""
     capacity: dict[str, float] = defaultdict(float)
     for shelf in shelves:
@@ -16,7 +19,7 @@ def use_slack(problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]], s
             for part in recipe.parts:
                 capacity[part.model] += part.capacity_per_s
     open_models = {demand.model: (demand, recipes) for demand, recipes in wanted}
-    while open_models:
+    while open_models and time.monotonic() < end_s:
         model = max(open_models, key=lambda model: open_models[model][0].rate_per_s / capacity[model])
         gain = _grow(problem, model, open_models[model][1], shelves)
         if gain > 0:
