@@ -22,6 +22,8 @@ CONFIGS = {
     "compare": "efserve.loadtest.compare:CompareConfig",
     "report": "efserve.reports.report:ReportJob",
     "profile": "efserve.profiler.options:ProfileConfig",
+    "plan": "efserve.planning.options:PlanConfig",
+    "simulate": "efserve.simulator.job:SimulateConfig",
 }
 # Options about how a command tells its result; the program below it does not know them.
 PRINTING = {
@@ -32,6 +34,8 @@ PRINTING = {
     "compare": {"json_file"},
     "report": set(),
     "profile": set(),
+    "plan": set(),
+    "simulate": set(),
 }
 ENGINES = {"torch", "onnxruntime", "onnx", "tensorrt"}
 HEAVY = ENGINES | {"numpy", "rich", "google", "tritonclient", "matplotlib", "uvicorn", "asyncio", "msgspec"}
@@ -110,6 +114,13 @@ def test_every_command_is_checked_here() -> None:
         ["profile", "--resume", "--force"],
         ["profile", "--model-repository", "no-such-folder"],
         ["profile", "--cores", "100000"],
+        ["simulate"],
+        ["simulate", "no-such-plan.json", "--profiles", "no-such-folder", "--arrivals", "never"],
+        ["plan"],
+        ["plan", "--rate", "digits=100"],
+        ["plan", "--rate", "digits=-1", "--slo", "digits=1"],
+        ["plan", "--rate", "digits=1", "--slo", "digits=1", "--devices", "x"],
+        ["plan", "--rate", "digits=1", "--slo", "digits=1", "--devices", "2xnone"],
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:

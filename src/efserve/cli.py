@@ -17,6 +17,8 @@ COMMANDS = {
     "compare": "Measure several servers in turns and tell differences from noise.",
     "report": "Make HTML, CSV, Markdown or tables from results; compare runs.",
     "profile": "Measure latency over batch sizes and shares of the device.",
+    "plan": "Pack models on partitions of devices so that every rate and SLO holds.",
+    "simulate": "Run plans on simulated devices and tell how many requests keep their SLO.",
 }
 
 
