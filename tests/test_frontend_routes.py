@@ -110,7 +110,7 @@ def test_the_repository_index() -> None:
 @pytest.mark.parametrize("action", ["load", "unload"])
 def test_loading_is_refused_with_tritons_words(action: str) -> None:
     error = {"error": "explicit model load / unload is not allowed if polling is enabled"}
-    assert answer(f"POST /v2/repository/models/identity/{action}") == (400, error)
+    assert answer(f"POST /v2/repository/models/identity/{action}") == (503, error)
 
 
 @pytest.mark.parametrize("kind", ["system", "cuda"])

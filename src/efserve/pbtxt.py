@@ -4,7 +4,7 @@ Every field that efserve does not honour is an error that names it; nothing is i
 """
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from google.protobuf import json_format, text_format
@@ -69,12 +69,29 @@ def parse_config(text: str, name: str) -> ModelConfig:
         text_format.Parse(text, message)
     except text_format.ParseError as exc:
         raise ConfigError(f"config.pbtxt of '{name}', line:column {exc}") from exc
+    return _from_message(message, name)
+
+
+def parse_config_json(text: str, name: str) -> ModelConfig:
+    """The config that `text`, JSON as the config call answers it, gives for the model `name`; errors likewise."""
+    message = pb.ModelConfig()
+    try:
+        json_format.Parse(text, message)
+    except json_format.ParseError as exc:
+        raise ConfigError(f"config given for '{name}': {exc}") from exc
+    return _from_message(message, name)
+
+
+def _from_message(message: Any, name: str) -> ModelConfig:
     for field in _unsupported(message, _SUPPORTED):
         raise ConfigError(f"config.pbtxt of '{name}': field '{field}' is not supported by efserve; remove it")
     if message.name not in ("", name):
         raise ConfigError(f"config.pbtxt of '{name}': name is '{message.name}', but the model's folder is '{name}'")
     if message.max_batch_size < 0:
         raise ConfigError(f"config.pbtxt of '{name}': max_batch_size is {message.max_batch_size}, expected 0 or more")
+    for filename in (message.default_model_filename, *(tensor.label_filename for tensor in message.output)):
+        if PurePosixPath(filename).is_absolute() or ".." in PurePosixPath(filename).parts:
+            raise ConfigError(f"config.pbtxt of '{name}': file '{filename}' is outside the model's folder")
     return ModelConfig(
         name=name,
         engine=_engine(message, name),

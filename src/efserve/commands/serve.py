@@ -82,6 +82,26 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     help="Name in the server's metadata; some NVIDIA examples expect triton.",
 )
 @click.option(
+    "--model-control-mode",
+    type=click.Choice(["none", "poll", "explicit"]),
+    default="none",
+    show_default=True,
+    help="none: the models of the start; poll: follow the repository; explicit: load and unload on request.",
+)
+@click.option("--load-model", multiple=True, help="Load at the start in mode explicit; repeatable, '*': all.")
+@click.option(
+    "--repository-poll-secs",
+    type=click.FloatRange(0, min_open=True),
+    default=15.0,
+    show_default=True,
+    help="Time between two looks at the repository in mode poll.",
+)
+@click.option(
+    "--admin-token-file",
+    type=click.Path(path_type=Path),
+    help="File with the bearer token for model control, trace and log settings.  [default: loopback only]",
+)
+@click.option(
     "--ready-file",
     type=click.Path(path_type=Path),
     help="Write URLs and models here as JSON once every model has started or failed.",

@@ -7,6 +7,7 @@ head seen before, costs a dictionary lookup and a call. A body that arrives in p
 import asyncio
 import logging
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import cast
 
 from efserve.errors import EfserveError, InvalidRequest
@@ -35,13 +36,14 @@ class Limits:
 class Exchange:
     """One request on a connection, and its answer once there is one."""
 
-    __slots__ = ("answer", "connection", "head", "request")
+    __slots__ = ("answer", "connection", "head", "request", "task")
 
     def __init__(self, connection: "Connection", head: Head) -> None:
         self.connection = connection
         self.head = head
         self.answer: Answer | None = None  # waits for earlier requests to be answered
         self.request: InferRequest | None = None  # what is to be cancelled when the client goes
+        self.task: asyncio.Task[None] | None = None  # what works on the answer, where that takes time
 
     def respond(self, answer: Answer) -> None:
         """Answer the request; to be called exactly once."""
@@ -134,6 +136,12 @@ class Connection(asyncio.BufferedProtocol):
     def pending(self) -> int:
         """Requests received and not answered yet."""
         return len(self._pending)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the client is on this machine: it came over loopback or a Unix socket."""
+        peer = self._transport.get_extra_info("peername")
+        return not isinstance(peer, tuple) or ip_address(peer[0].partition("%")[0]).is_loopback
 
     # Events of the transport
 

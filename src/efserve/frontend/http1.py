@@ -2,6 +2,7 @@
 
 import asyncio
 
+from efserve.frontend.admin import Admin
 from efserve.frontend.connection import Connection, Hub, Limits
 from efserve.frontend.heads import Heads
 from efserve.frontend.routes import Routes
@@ -21,10 +22,12 @@ class HttpServer:
         max_request_bytes: int,
         server_name: str = "efserve",
         keep_alive_s: float = 75.0,
+        admin: Admin | None = None,
     ) -> None:
         self._service = service
         self._max_request_bytes = max_request_bytes
         self._server_name = server_name
+        self._admin = admin or Admin()
         self._limits = Limits(keep_alive_s=keep_alive_s)
         self._hub: Hub | None = None
         self._server: asyncio.Server | None = None
@@ -42,7 +45,7 @@ class HttpServer:
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the bound port (`port` 0: any free one). Raises OSError where it cannot listen."""
-        routes = Routes(self._service, self._server_name, self._max_request_bytes)
+        routes = Routes(self._service, self._server_name, self._max_request_bytes, self._admin)
         hub = Hub(Heads(routes.resolve, self._max_request_bytes), self._max_request_bytes, self._limits)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: Connection(hub), host, port, backlog=BACKLOG)

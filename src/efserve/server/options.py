@@ -23,6 +23,10 @@ class ServeConfig:
     load_timeout_s: float = 300.0
     drain_s: float = 30.0
     server_name: str = "efserve"
+    model_control_mode: str = "none"  # none, poll, explicit
+    load_model: tuple[str, ...] = ()
+    repository_poll_secs: float = 15.0
+    admin_token_file: Path | None = None
     ready_file: Path | None = None
     exit_on_error: bool = False
     exit_with_parent: bool = False

@@ -25,6 +25,8 @@ from efserve.worker.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
 
+_LEAVE_S = 2.0  # for the workers of a retired version, which have nothing to do, to end by themselves
+
 
 class VersionState(Enum):
     """The states of Triton's repository index."""
@@ -77,6 +79,7 @@ class ServedVersion:
         self._numbers = count()
         self._instance_tasks: list[asyncio.Task[None]] = []
         self._is_timed = False  # the queue has delays or timeouts
+        self._idle: asyncio.Event | None = None  # while it retires
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
 
@@ -100,9 +103,32 @@ class ServedVersion:
         self._instance_tasks = [loop.create_task(self._run_instance(future)) for future in started]
         await asyncio.gather(*started)
 
-    async def stop(self, drain_s: float) -> None:
-        """Ends all instances; what waits is refused, what runs gets `drain_s` seconds."""
+    async def retire(self, drain_s: float) -> None:
+        """Answers what it has been given, for `drain_s` seconds at most, and ends; to be given nothing more."""
+        self._idle = asyncio.Event()
+        self._notice_idle()
+        try:
+            async with asyncio.timeout(drain_s):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("model=%s version=%s did not answer all within %.0f s", self.name, self.version, drain_s)
+        await self.stop(_LEAVE_S)
         if self.state is not VersionState.UNAVAILABLE:
+            self._move(VersionState.UNAVAILABLE)
+            self.reason = "unloaded"
+
+    @property
+    def is_idle(self) -> bool:
+        """True when every request has been answered."""
+        return self._router is None or not (self._router.pending or self._router.in_flight)
+
+    def _notice_idle(self) -> None:
+        if self._idle is not None and self.is_idle:
+            self._idle.set()
+
+    async def stop(self, drain_s: float) -> None:
+        """Ends all instances; what waits is refused, what runs gets `drain_s` seconds. May be repeated."""
+        if self.state not in (VersionState.UNLOADING, VersionState.UNAVAILABLE):
             self._move(VersionState.UNLOADING)
         if self._router:
             self._carry_out(self._router.close(Unavailable(f"model '{self.name}' is being unloaded")))
@@ -206,6 +232,7 @@ class ServedVersion:
         else:
             for request in batch:
                 self.counters.failed(BACKEND, now_ns - request.arrival_ns)
+        self._notice_idle()
 
     def _dead(self, number: int, died: asyncio.Future[str], reason: str) -> None:
         if self._router:
@@ -226,6 +253,7 @@ class ServedVersion:
         waited_ns = time.monotonic_ns() - failure.request.arrival_ns
         self.counters.failed(CANCELED if isinstance(failure.error, Cancelled) else REJECTED, waited_ns)
         failure.request.done(failure.error)
+        self._notice_idle()
 
     def _set_timer(self) -> None:
         assert self._router is not None
