@@ -19,6 +19,8 @@ CONFIGS = {
     "infer": "efserve.predictor.predict:InferJob",
     "serve": "efserve.server.options:ServeConfig",
     "bench": "efserve.loadtest.config:BenchConfig",
+    "models": "efserve.inspection.remote:ModelsJob",
+    "check": "efserve.inspection.check:CheckJob",
     "profile": "efserve.profiler.options:ProfileConfig",
 }
 # Options about how a command tells its result; the program below it does not know them.
@@ -27,6 +29,8 @@ PRINTING = {
     "infer": {"as_json"},
     "serve": {"verbose"},
     "bench": {"json_file", "csv_file"},
+    "models": {"as_json"},
+    "check": {"as_json"},
     "profile": set(),
 }
 ENGINES = {"torch", "onnxruntime", "onnx", "tensorrt"}

@@ -15,7 +15,7 @@ LINES = (
     "cli",
     "commands",
     "console",
-    "server profiler converter loadtest predictor reports",
+    "server profiler converter loadtest predictor inspection reports",
     "frontend",
     "client",
     "worker",

@@ -4,6 +4,8 @@ import json
 import os
 import select
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -282,3 +284,29 @@ def test_the_token_is_needed_where_there_is_one(tmp_path: Path) -> None:
             client.load_model("m")
         client.load_model("m", headers={"Authorization": "Bearer s3cret"})
         assert factor_of(client, "m") == 2
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    write(tmp_path, "m", 1, code(2))
+
+    def models(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "efserve", "models", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    with explicit(tmp_path) as (server, client):
+        assert "not loaded" in models("--url", server.url).stdout
+        assert models("load", "m", "--url", server.url).returncode == 0
+        assert json.loads(models("--url", server.url, "--json").stdout)[0]["state"] == "READY"
+        assert json.loads(models("--url", server.url, "config", "m").stdout)["max_batch_size"] == 4
+        assert json.loads(models("--url", server.url, "stats", "m").stdout)[0]["name"] == "m"
+        config, source = tmp_path / "config.json", tmp_path / "new.py"
+        config.write_text(json.dumps(client.get_model_config("m")))
+        source.write_text(code(8))
+        override = ("--config", config, "--file", f"1/model.py={source}")
+        assert models("load", "m", "--url", server.url, *override).returncode == 0
+        assert factor_of(client, "m") == 8
+        assert models("--url", server.url, "unload", "m").returncode == 0
+        failed = models("--url", server.url, "load", "nope")
+        assert failed.returncode == 1
+        assert "failed to load 'nope'" in failed.stderr
+        assert models("--url", server.url, "load", "m", "--file", "x").returncode == 2
