@@ -114,15 +114,14 @@ def test_loading_is_refused_with_tritons_words(action: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["system", "cuda"])
-def test_shared_memory_is_empty_and_refused(kind: str) -> None:
+def test_shared_memory_is_off_unless_it_is_allowed(kind: str) -> None:
     base = f"/v2/{kind}sharedmemory"
     assert answer(f"GET {base}/status") == (200, [])
-    assert answer(f"GET {base}/region/r/status")[0] == 400
-    assert answer(f"POST {base}/unregister") == (200, {})
-    assert answer(f"POST {base}/region/r/unregister") == (200, {})
-    status, error = answer(f"POST {base}/region/r/register", b"{}")
-    assert status == 501
-    assert "does not offer shared memory" in error["error"]
+    assert answer(f"GET {base}/region/r/status")[0] == 404
+    for path in (f"{base}/unregister", f"{base}/region/r/unregister", f"{base}/region/r/register"):
+        status, error = answer(f"POST {path}", b"{}")
+        assert status == 501
+        assert "--allow-client-shm" in error["error"]
 
 
 @pytest.mark.parametrize("path", ["/v2/trace/setting", "/v2/models/identity/trace/setting", "/v2/logging"])

@@ -7,12 +7,14 @@ in front of an otherwise equal head, so an id there is looked past.
 
 import re
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from efserve.codec.regions import ClientMemory, RegionPlace, Window
 from efserve.codec.v2_json import InputHead, OutputHead, RequestHead, parse_parameters, parse_request, wire_from_json
 from efserve.errors import InvalidRequest, Unsupported
 from efserve.inference import Body, Buffer
@@ -37,6 +39,8 @@ class ModelView(Protocol):
     def labels(self) -> Mapping[str, tuple[str, ...]]: ...
     @property
     def templates(self) -> dict[bytes, Any]: ...
+    @property
+    def memory(self) -> ClientMemory: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,24 @@ class OutputPlan:
     binary: bool
     classes: int = 0  # > 0: the top classes instead of the tensor
     labels: tuple[str, ...] = ()
+    place: RegionPlace | None = None  # it goes to the client's shared memory instead of the answer
+
+
+class MemoryInput(NamedTuple):
+    """An input in the client's shared memory."""
+
+    place: RegionPlace
+    elements: int  # of BYTES; -1 for other datatypes
+    what: str  # its name for errors
+
+    def read(self, memory: ClientMemory) -> Buffer:
+        """Its bytes; strings are checked, and copied first, so that they stay what was checked."""
+        data = memory.read(self.place)
+        if self.elements < 0:
+            return data
+        copied = bytes(data)
+        bytes_element_ends(copied, self.elements, self.what)
+        return copied
 
 
 @dataclass(slots=True, eq=False)
@@ -73,11 +95,15 @@ class Template:
     has_tail: bool = False  # the answer has binary outputs
     all_binary: bool = False  # the answer's head depends on nothing but shapes and sizes
     answers: dict[object, Any] = field(default_factory=dict)
+    in_memory: tuple[MemoryInput | None, ...] = ()  # of each input, where any is in shared memory
+    memory: ClientMemory | None = None  # where any input or output is
+    windows: tuple[Window | None, ...] = ()  # of each output, once a request holds them
 
     def __post_init__(self) -> None:
-        self.only_input = len(self.slices) == 1 and self.slices[0] is not None and not self.strings
-        self.has_tail = any(plan.binary for plan in self.outputs)
-        self.all_binary = all(plan.binary and not plan.classes for plan in self.outputs)
+        self.only_input = len(self.slices) == 1 and self.slices[0] is not None
+        self.only_input = self.only_input and not (self.strings or self.in_memory)
+        self.has_tail = any(plan.binary and plan.place is None for plan in self.outputs)
+        self.all_binary = all(plan.binary and plan.place is None and not plan.classes for plan in self.outputs)
         if len(self.outputs) == 1 and self.all_binary:
             self.only_output = self.outputs[0].index
 
@@ -91,7 +117,23 @@ class Template:
         if self.only_input:
             return (tail,)
         self.check_strings(tail)
+        if self.in_memory and self.memory is not None:
+            return tuple(
+                [
+                    tail[place[0] : place[1]] if item is None else item.read(self.memory)
+                    for place, item in zip(self.slices, self.in_memory, strict=True)
+                    if place is not None
+                ]
+            )
         return tuple([tail[place[0] : place[1]] for place in self.slices if place is not None])
+
+    def held(self) -> "Template":
+        """The template for one request, which from now on holds the places of its outputs in shared memory."""
+        if self.memory is None or all(plan.place is None for plan in self.outputs):
+            return self
+        request = copy(self)
+        request.windows = tuple(plan.place and self.memory.window(plan.place) for plan in self.outputs)
+        return request
 
     def check_strings(self, tail: Body) -> None:
         """Raise InvalidRequest unless every BYTES input in the tail has its elements."""
@@ -115,7 +157,8 @@ def decode(model: ModelView, body: Body, header_length: int | None) -> Decoded:
     text = bytes(body[:header_length])
     known: tuple[Template, bytes] | None = model.templates.get(text)
     if known is not None:
-        return known[0], known[0].split(body[header_length:]), known[1]
+        template = known[0] if known[0].memory is None else known[0].held()
+        return template, template.split(body[header_length:]), known[1]
     if header_length > len(body):
         raise InvalidRequest(
             f"Inference-Header-Content-Length is {header_length}, but the request body has only {len(body)} bytes"
@@ -133,7 +176,7 @@ def _decode_parts(model: ModelView, text: bytes, tail: Body) -> Decoded:
     if leading is not None:
         known: tuple[Template, bytes] | None = model.templates.get(key)
         if known is not None and not known[1]:
-            return known[0], known[0].split(tail), leading[1]
+            return known[0].held(), known[0].split(tail), leading[1]
         if b'"id"' in key:  # it may be another, which counts instead of the first
             leading, key = None, text
     decoded = _decode_new(model, text, tail)
@@ -150,7 +193,7 @@ def _decode_new(model: ModelView, text: Buffer, tail: Body) -> Decoded:
     template = build_template(model, head)
     whole_tail = None not in template.slices
     tensors = template.split(tail) if whole_tail else _mixed_tensors(model.config, head, template, tail)
-    return template, tensors, msgspec.json.encode(str(head.id))[1:-1]
+    return template.held(), tensors, msgspec.json.encode(str(head.id))[1:-1]
 
 
 def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, tail: Body) -> tuple[Buffer, ...]:
@@ -159,8 +202,11 @@ def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, t
         template.split(tail)  # raises
     by_name = {given.name: given for given in head.inputs}
     tensors: list[Buffer] = []
-    for spec, shape, place in zip(config.inputs, template.shapes, template.slices, strict=True):
-        if place is None:
+    in_memory = template.in_memory or (None,) * len(template.slices)
+    for spec, shape, place, item in zip(config.inputs, template.shapes, template.slices, in_memory, strict=True):
+        if item is not None and template.memory is not None:
+            tensors.append(item.read(template.memory))
+        elif place is None:
             what = f"input '{spec.name}' of model '{config.name}'"
             tensors.append(wire_from_json(by_name[spec.name].data, spec.datatype, prod(shape), what))
         else:
@@ -214,8 +260,8 @@ def _raw_shape(config: ModelConfig, spec: TensorSpec, size_bytes: int) -> Shape:
 def build_template(model: ModelView, head: RequestHead) -> Template:
     """What the head says, checked against the model's config."""
     config = model.config
-    parameters = parse_parameters(head.parameters)
-    if parameters.sequence_id or parameters.sequence_start or parameters.sequence_end:
+    asked = parse_parameters(head.parameters)
+    if asked.sequence_id or asked.sequence_start or asked.sequence_end:
         raise Unsupported(f"model '{config.name}' has no sequence batching; send requests without sequence parameters")
     given = _by_name(config, head.inputs)
     for spec in config.inputs:
@@ -230,25 +276,33 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
         _check_shape(config, spec, shape)
     places, tail_bytes = _tail_places(head.inputs)
     for spec, shape in zip(config.inputs, shapes, strict=True):
-        _check_size(config, spec, shape, given[spec.name].parameters.binary_data_size)
+        parameters = given[spec.name].parameters
+        size = parameters.binary_data_size
+        if parameters.shared_memory_region is not None:
+            size = parameters.shared_memory_byte_size
+        _check_size(config, spec, shape, size)
     slices = tuple(places.get(spec.name) for spec in config.inputs)
     strings = tuple(
         (*place, prod(shape), f"input '{spec.name}' of model '{config.name}'")
         for spec, shape, place in zip(config.inputs, shapes, slices, strict=True)
-        if spec.datatype == "BYTES" and place is not None
+        if spec.datatype == "BYTES" and place is not None and given[spec.name].parameters.binary_data_size is not None
     )
+    in_memory = _memory_inputs(config, given, shapes)
+    outputs = _plan_outputs(config, model.labels, head.outputs, default_binary=asked.binary_data_output)
     return Template(
         model_name=config.name,
         model_version=model.version,
         shapes=shapes,
         rows=rows,
         shape_key=_shape_key(config, shapes),
-        timeout_us=parameters.timeout,
+        timeout_us=asked.timeout,
         slices=slices,
         tail_bytes=tail_bytes,
         strings=strings,
-        outputs=_plan_outputs(config, model.labels, head.outputs, default_binary=parameters.binary_data_output),
+        outputs=outputs,
         batches=config.batches,
+        in_memory=in_memory,
+        memory=model.memory if in_memory or any(plan.place for plan in outputs) else None,
     )
 
 
@@ -278,16 +332,35 @@ def _tail_places(inputs: list[InputHead]) -> tuple[dict[str, tuple[int, int]], i
     at = 0
     for item in inputs:
         size = item.parameters.binary_data_size
-        if item.parameters.shared_memory_region is not None:
-            raise Unsupported(f"input '{item.name}' is in shared memory, which this server does not offer")
-        if (size is not None) == bool(bytes(item.data)):
+        region = item.parameters.shared_memory_region
+        if (size is not None) + (region is not None) + bool(bytes(item.data)) != 1:
             raise InvalidRequest(
                 f"input '{item.name}' must have exactly one of 'data', 'binary_data_size' and 'shared_memory_region'"
             )
+        if region is not None:
+            places[item.name] = (at, at)
         if size is not None:
             places[item.name] = (at, at + size)
             at += size
     return places, at
+
+
+def _memory_inputs(
+    config: ModelConfig, given: Mapping[str, InputHead], shapes: tuple[Shape, ...]
+) -> tuple[MemoryInput | None, ...]:
+    """Of each input where it is in shared memory; () where none is."""
+    found: list[MemoryInput | None] = []
+    for spec, shape in zip(config.inputs, shapes, strict=True):
+        parameters = given[spec.name].parameters
+        item = None
+        if parameters.shared_memory_region is not None:
+            place = RegionPlace(
+                parameters.shared_memory_region, parameters.shared_memory_offset, parameters.shared_memory_byte_size
+            )
+            elements = prod(shape) if spec.datatype == "BYTES" else -1
+            item = MemoryInput(place, elements, f"input '{spec.name}' of model '{config.name}'")
+        found.append(item)
+    return tuple(found) if any(found) else ()
 
 
 def _check_rows(config: ModelConfig, shapes: "list[Shape] | tuple[Shape, ...]") -> int:
@@ -350,14 +423,20 @@ def _plan_outputs(
     for item in asked:
         if item.name not in places:
             raise InvalidRequest(f"unexpected inference output '{item.name}' for model '{config.name}'")
-        if item.parameters.shared_memory_region is not None:
-            raise Unsupported(f"output '{item.name}' is to go to shared memory, which this server does not offer")
         index = places[item.name]
         if any(plan.index == index for plan in plans):
             raise InvalidRequest(f"output '{item.name}' appears twice in the request for model '{config.name}'")
         binary = default_binary if item.parameters.binary_data is None else item.parameters.binary_data
+        region = item.parameters.shared_memory_region
         plan = OutputPlan(
-            index, config.outputs[index], binary, item.parameters.classification, labels.get(item.name, ())
+            index,
+            config.outputs[index],
+            binary,
+            item.parameters.classification,
+            labels.get(item.name, ()),
+            RegionPlace(region, item.parameters.shared_memory_offset, item.parameters.shared_memory_byte_size)
+            if region is not None
+            else None,
         )
         _check_output(config, plan)
         plans.append(plan)
@@ -368,7 +447,9 @@ def _check_output(config: ModelConfig, plan: OutputPlan) -> None:
     datatype, what = plan.spec.datatype, f"output '{plan.spec.name}' of model '{config.name}'"
     if plan.classes and datatype == "BYTES":
         raise InvalidRequest(f"{what}: classification needs numbers, its datatype is BYTES")
-    if not (plan.binary or plan.classes) and datatype in ("FP16", "BF16"):
+    if plan.classes and plan.place is not None:
+        raise InvalidRequest(f"{what}: 'classification' cannot be set with 'shared_memory_region'")
+    if not (plan.binary or plan.classes or plan.place is not None) and datatype in ("FP16", "BF16"):
         raise InvalidRequest(f"{what}: {datatype} has no JSON form; ask for it with binary_data true")
 
 

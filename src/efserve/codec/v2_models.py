@@ -10,10 +10,13 @@ from efserve.tensors import TensorSpec
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
+    "cuda_shared_memory",
     "model_configuration",
     "model_repository",
+    "model_repository(unload_dependents)",
     "schedule_policy",
     "statistics",
+    "system_shared_memory",
 )
 
 # Triton's platform names, which clients show and some compare.

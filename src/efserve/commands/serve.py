@@ -97,6 +97,14 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     help="Time between two looks at the repository in mode poll.",
 )
 @click.option(
+    "--allow-client-shm",
+    type=bool,
+    is_flag=False,
+    flag_value=True,
+    default=False,
+    help="Let clients on this machine register shared memory for inputs and outputs.",
+)
+@click.option(
     "--admin-token-file",
     type=click.Path(path_type=Path),
     help="File with the bearer token for model control, trace and log settings.  [default: loopback only]",

@@ -30,6 +30,9 @@ class Guarded:
     route: SmallRoute
 
 
+Methods = dict[str, SmallRoute | Guarded]  # of one path
+
+
 class LoadRequest(msgspec.Struct):
     """Body of a load request."""
 

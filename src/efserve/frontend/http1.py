@@ -7,6 +7,7 @@ from efserve.frontend.connection import Connection, Hub, Limits
 from efserve.frontend.heads import Heads
 from efserve.frontend.routes import Routes
 from efserve.frontend.service import Service
+from efserve.transport.regions import ClientRegions
 
 SWEEP_S = 1.0
 BACKLOG = 1024
@@ -23,11 +24,13 @@ class HttpServer:
         server_name: str = "efserve",
         keep_alive_s: float = 75.0,
         admin: Admin | None = None,
+        memory: ClientRegions | None = None,
     ) -> None:
         self._service = service
         self._max_request_bytes = max_request_bytes
         self._server_name = server_name
         self._admin = admin or Admin()
+        self._memory = memory or ClientRegions()
         self._limits = Limits(keep_alive_s=keep_alive_s)
         self._hub: Hub | None = None
         self._server: asyncio.Server | None = None
@@ -45,7 +48,7 @@ class HttpServer:
 
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the bound port (`port` 0: any free one). Raises OSError where it cannot listen."""
-        routes = Routes(self._service, self._server_name, self._max_request_bytes, self._admin)
+        routes = Routes(self._service, self._server_name, self._max_request_bytes, self._admin, self._memory)
         hub = Hub(Heads(routes.resolve, self._max_request_bytes), self._max_request_bytes, self._limits)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: Connection(hub), host, port, backlog=BACKLOG)

@@ -12,11 +12,12 @@ from efserve import __version__
 from efserve.codec.compression import choose_encoding, deflate, inflate
 from efserve.codec.v2_json import parse_as
 from efserve.codec.v2_models import index_entry, model_metadata, server_metadata, statistics
-from efserve.errors import EfserveError, InvalidRequest, NotFound, Unavailable, Unsupported
-from efserve.frontend.admin import Admin, Guarded, Names, Result, SmallRoute
+from efserve.errors import EfserveError, NotFound, Unavailable, Unsupported
+from efserve.frontend.admin import Admin, Guarded, Methods, Names, Result, SmallRoute
 from efserve.frontend.connection import Exchange
 from efserve.frontend.heads import Head
 from efserve.frontend.infer import InferHandler
+from efserve.frontend.memory import MemoryRoutes
 from efserve.frontend.responses import (
     INTERNAL_ERROR,
     JSON_TYPE,
@@ -28,6 +29,7 @@ from efserve.frontend.responses import (
 )
 from efserve.frontend.service import Service
 from efserve.inference import Body
+from efserve.transport.regions import ClientRegions
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +39,22 @@ Handler = Callable[[Exchange, Body], None]
 class Routes:
     """The v2 port's table of routes over one service."""
 
-    def __init__(self, service: Service, server_name: str, max_request_bytes: int, admin: Admin | None = None) -> None:
+    def __init__(
+        self,
+        service: Service,
+        server_name: str,
+        max_request_bytes: int,
+        admin: Admin | None = None,
+        memory: ClientRegions | None = None,
+    ) -> None:
         self._service = service
         self._server_name = server_name
         self._max_bytes = max_request_bytes
         self._admin = admin or Admin()
+        self._memory = MemoryRoutes(memory or ClientRegions())
         self._table = {tuple(route.split("/")): methods for route, methods in self._routes().items()}
 
-    def _routes(self) -> dict[str, "Methods"]:
+    def _routes(self) -> dict[str, Methods]:
         table: dict[str, Methods] = {
             "v2": {"GET": self._server},
             "v2/health/live": {"GET": self._live},
@@ -63,11 +73,7 @@ class Routes:
             table[f"{model}/config"] = {"GET": self._config}
             table[f"{model}/stats"] = {"GET": self._statistics}
             table[f"{model}/infer"] = {"POST": _never}
-        for memory in ("v2/systemsharedmemory", "v2/cudasharedmemory"):
-            for region in (memory, f"{memory}/region/R"):
-                table[f"{region}/status"] = {"GET": _memory_status}
-                table[f"{region}/unregister"] = {"POST": _memory_unregister}
-            table[f"{memory}/region/R/register"] = {"POST": _memory_register}
+        table.update(self._memory.routes())
         return table
 
     def resolve(self, head: Head) -> Handler:
@@ -87,7 +93,7 @@ class Routes:
             return Small(head, self._max_bytes, small.route, names, self._admin.guard(head))
         return Small(head, self._max_bytes, small, names)
 
-    def _find(self, path: tuple[str, ...]) -> tuple["Methods | None", Names]:
+    def _find(self, path: tuple[str, ...]) -> tuple[Methods | None, Names]:
         found = self._table.get(path)  # fixed routes first: a model may not shadow /v2/models/stats
         if found is not None and not {"M", "V", "R"} & set(path):
             return found, {}
@@ -147,9 +153,6 @@ class Routes:
             if not models:
                 models = [self._service.model(names["M"], "")]
         return json_response(statistics((model.config.name, model.version, model.counters) for model in models))
-
-
-Methods = dict[str, SmallRoute | Guarded]
 
 
 class IndexRequest(msgspec.Struct):
@@ -231,23 +234,6 @@ def _never(names: Names, body: Body) -> Response:
 
 
 # What the protocol knows and this server does not offer
-
-
-def _memory_status(names: Names, body: Body) -> Response:
-    if "R" in names:
-        raise InvalidRequest(f"Unable to find shared memory region: '{names['R']}'")
-    return json_response([])
-
-
-def _memory_unregister(names: Names, body: Body) -> Response:
-    return json_response({})
-
-
-def _memory_register(names: Names, body: Body) -> Response:
-    raise Unsupported(
-        f"shared memory region '{names['R']}' was not registered: this server does not offer shared memory; "
-        "send tensors as binary data"
-    )
 
 
 def _trace(names: Names, body: Body) -> Response:

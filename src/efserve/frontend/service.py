@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from efserve.codec.regions import ClientMemory
 from efserve.counters import ModelCounters
 from efserve.inference import InferRequest
 from efserve.model_config import ModelConfig
@@ -51,6 +52,10 @@ class Model(Protocol):
     @property
     def templates(self) -> dict[bytes, Any]:
         """Cache of the codec, keyed by request heads; starts empty and dies with the model."""
+
+    @property
+    def memory(self) -> ClientMemory:
+        """What clients have registered at this server."""
 
     @property
     def counters(self) -> ModelCounters: ...

@@ -23,6 +23,7 @@ from efserve.server.control import RepositoryControl, repository_names
 from efserve.server.metrics_port import MetricsPort
 from efserve.server.options import ServeConfig
 from efserve.server.version import VersionState
+from efserve.transport.regions import ClientRegions
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +64,15 @@ def run(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
 
 async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
     catalog = Catalog(partial(repository_names, config))
-    control = RepositoryControl(catalog, config)
+    memory = ClientRegions(allowed=config.allow_client_shm)
+    control = RepositoryControl(catalog, config, memory)
     control.find()
     http = HttpServer(
         catalog,
         max_request_bytes=config.max_request_bytes,
         server_name=config.server_name,
         admin=Admin(control, read_token(config.admin_token_file)),
+        memory=memory,
     )
     metrics = MetricsPort(catalog)
     stop = _StopSignal()

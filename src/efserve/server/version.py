@@ -20,6 +20,7 @@ from efserve.model_config import DEFAULT_MAX_BATCH, ModelConfig
 from efserve.repository import ModelVersion
 from efserve.routing import Action, Fail, RestartPolicy, Router, Send
 from efserve.server.options import ServeConfig
+from efserve.transport.regions import ClientRegions
 from efserve.worker.handle import Worker, WorkerState
 from efserve.worker.spec import WorkerSpec
 
@@ -49,12 +50,18 @@ class ServedVersion:
     """A model version with its instances. Life: LOADING, READY, then UNAVAILABLE for a reason, or UNLOADING."""
 
     def __init__(
-        self, found: ModelVersion, labels: dict[str, tuple[str, ...]], options: ServeConfig, cores: int
+        self,
+        found: ModelVersion,
+        labels: dict[str, tuple[str, ...]],
+        options: ServeConfig,
+        cores: int,
+        memory: ClientRegions | None = None,
     ) -> None:
         self.name = found.model
         self.version = found.version
         self.engine = found.engine
         self.labels = labels
+        self.memory = memory or ClientRegions()
         self.instances = options.instances or found.config.instance_count or 1
         self.threads = options.threads or max(1, cores // self.instances)
         self.config = found.config  # completed when the first instance is ready
