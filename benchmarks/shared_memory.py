@@ -72,6 +72,7 @@ def over_memory(
 ) -> Callable[[], float]:
     """One inference with tensors in shared memory; answers the last value."""
     head = head_of(values.size, "bench")
+    assert memory.buf is not None
     both = np.frombuffer(memory.buf, np.float32, 2 * values.size)
 
     def infer() -> float:

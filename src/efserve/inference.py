@@ -44,6 +44,7 @@ class InferRequest:
     deadline_ns: int | None = None
     retried: bool = False
     cancelled: bool = False
+    priority: int = 0  # 1 is the highest; 0: the model's default
 
 
 class BatchTiming(NamedTuple):

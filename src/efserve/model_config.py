@@ -32,6 +32,21 @@ class DynamicBatching:
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_us: int = 0
     queue_policy: QueuePolicy = QueuePolicy()
+    preserve_ordering: bool = False  # answers leave in the order of their requests
+    priority_levels: int = 0  # 1 is the highest; 0: all requests are equal
+    default_priority_level: int = 0
+    priority_policies: dict[int, QueuePolicy] = field(default_factory=dict)  # level -> policy, where it has its own
+
+    def policies(self) -> tuple[QueuePolicy, ...]:
+        """The policy of each level, the highest first; there is always one level."""
+        levels = range(1, max(1, self.priority_levels) + 1)
+        return tuple(self.priority_policies.get(level, self.queue_policy) for level in levels)
+
+    def level(self, priority: int) -> int:
+        """Where among `policies` a request with this priority waits; what is no level gets the default."""
+        if not 1 <= priority <= self.priority_levels:
+            priority = self.default_priority_level
+        return max(1, priority) - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,10 @@ _SUPPORTED: _Fields = {
         "preferred_batch_size": {},
         "max_queue_delay_microseconds": {},
         "default_queue_policy": _QUEUE_POLICY,
+        "preserve_ordering": {},
+        "priority_levels": {},
+        "default_priority_level": {},
+        "priority_queue_policy": {},
     },
     "default_model_filename": {},
     "parameters": {},
@@ -141,17 +145,29 @@ def config_message(config: ModelConfig) -> Any:
         name=f"{config.name}_0", count=max(1, config.instance_count), kind=pb.ModelInstanceGroup.KIND_CPU
     )
     if (batching := config.dynamic_batching) is not None:
-        message.dynamic_batching.preferred_batch_size.extend(batching.preferred_batch_sizes)
-        message.dynamic_batching.max_queue_delay_microseconds = batching.max_queue_delay_us
-        if batching.queue_policy != QueuePolicy():
-            policy = message.dynamic_batching.default_queue_policy
-            policy.max_queue_size = batching.queue_policy.max_queue_size
-            policy.default_timeout_microseconds = batching.queue_policy.default_timeout_us
-            policy.timeout_action = pb.ModelQueuePolicy.TimeoutAction.Value(batching.queue_policy.timeout_action)
-            policy.allow_timeout_override = batching.queue_policy.allow_timeout_override
+        _write_batching(message.dynamic_batching, batching)
     for key, value in config.parameters.items():
         message.parameters[key].string_value = value
     return message
+
+
+def _write_batching(message: Any, batching: DynamicBatching) -> None:
+    message.preferred_batch_size.extend(batching.preferred_batch_sizes)
+    message.max_queue_delay_microseconds = batching.max_queue_delay_us
+    message.preserve_ordering = batching.preserve_ordering
+    message.priority_levels = batching.priority_levels
+    message.default_priority_level = batching.default_priority_level
+    if batching.queue_policy != QueuePolicy():
+        _write_policy(message.default_queue_policy, batching.queue_policy)
+    for level, policy in batching.priority_policies.items():
+        _write_policy(message.priority_queue_policy[level], policy)
+
+
+def _write_policy(message: Any, policy: QueuePolicy) -> None:
+    message.max_queue_size = policy.max_queue_size
+    message.default_timeout_microseconds = policy.default_timeout_us
+    message.timeout_action = pb.ModelQueuePolicy.TimeoutAction.Value(policy.timeout_action)
+    message.allow_timeout_override = policy.allow_timeout_override
 
 
 def _unsupported(message: Message, supported: _Fields, prefix: str = "") -> Iterator[str]:
@@ -211,16 +227,34 @@ def _dynamic_batching(message: Any, name: str) -> DynamicBatching | None:
             f"config.pbtxt of '{name}': preferred_batch_size {list(preferred)} must lie between 1 and "
             f"max_batch_size {message.max_batch_size}"
         )
-    policy = batching.default_queue_policy
+    levels, default = batching.priority_levels, batching.default_priority_level
+    if levels and not 1 <= default <= levels:
+        raise ConfigError(
+            f"config.pbtxt of '{name}': default_priority_level is {default}, expected 1 to priority_levels {levels}"
+        )
+    for level in batching.priority_queue_policy:
+        if not 1 <= level <= levels:
+            raise ConfigError(
+                f"config.pbtxt of '{name}': priority_queue_policy has level {level}, expected 1 to priority_levels "
+                f"{levels}"
+            )
     return DynamicBatching(
         preferred_batch_sizes=preferred,
         max_queue_delay_us=batching.max_queue_delay_microseconds,
-        queue_policy=QueuePolicy(
-            max_queue_size=policy.max_queue_size,
-            default_timeout_us=policy.default_timeout_microseconds,
-            timeout_action="DELAY" if policy.timeout_action == pb.ModelQueuePolicy.DELAY else "REJECT",
-            allow_timeout_override=policy.allow_timeout_override,
-        ),
+        queue_policy=_queue_policy(batching.default_queue_policy),
+        preserve_ordering=batching.preserve_ordering,
+        priority_levels=levels,
+        default_priority_level=default,
+        priority_policies={level: _queue_policy(p) for level, p in sorted(batching.priority_queue_policy.items())},
+    )
+
+
+def _queue_policy(policy: Any) -> QueuePolicy:
+    return QueuePolicy(
+        max_queue_size=policy.max_queue_size,
+        default_timeout_us=policy.default_timeout_microseconds,
+        timeout_action="DELAY" if policy.timeout_action == pb.ModelQueuePolicy.DELAY else "REJECT",
+        allow_timeout_override=policy.allow_timeout_override,
     )
 
 
@@ -258,7 +292,11 @@ def _numbers(descriptor: Any, printed: dict[str, Any]) -> dict[str, Any]:
         value = printed[field.name]
         if field.cpp_type in (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64):
             printed[field.name] = [int(v) for v in value] if isinstance(value, list) else int(value)
-        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+        elif field.message_type is not None and field.message_type.GetOptions().map_entry:
+            kind = field.message_type.fields_by_name["value"].message_type
+            for part in value.values() if kind is not None else ():
+                _numbers(kind, part)
+        elif field.message_type is not None:
             for part in value if isinstance(value, list) else [value]:
                 _numbers(field.message_type, part)
     return printed

@@ -95,6 +95,7 @@ class Template:
     has_tail: bool = False  # the answer has binary outputs
     all_binary: bool = False  # the answer's head depends on nothing but shapes and sizes
     answers: dict[object, Any] = field(default_factory=dict)
+    priority: int = 0
     in_memory: tuple[MemoryInput | None, ...] = ()  # of each input, where any is in shared memory
     memory: ClientMemory | None = None  # where any input or output is
     windows: tuple[Window | None, ...] = ()  # of each output, once a request holds them
@@ -301,6 +302,7 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
         strings=strings,
         outputs=outputs,
         batches=config.batches,
+        priority=asked.priority,
         in_memory=in_memory,
         memory=model.memory if in_memory or any(plan.place for plan in outputs) else None,
     )

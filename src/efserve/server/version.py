@@ -12,13 +12,14 @@ from enum import Enum
 from functools import partial
 from itertools import count
 
+from efserve.config import delay_scheduler
 from efserve.counters import BACKEND, CANCELED, REJECTED, ModelCounters
 from efserve.devices import Partition
 from efserve.errors import Cancelled, LoadFailed, Unavailable
 from efserve.inference import BatchTiming, InferRequest, Outcome
 from efserve.model_config import DEFAULT_MAX_BATCH, ModelConfig
 from efserve.repository import ModelVersion
-from efserve.routing import Action, Fail, RestartPolicy, Router, Send
+from efserve.routing import Action, AnswerOrder, Fail, RestartPolicy, Router, Send
 from efserve.server.options import ServeConfig
 from efserve.transport.regions import ClientRegions
 from efserve.worker.handle import Worker, WorkerState
@@ -86,6 +87,8 @@ class ServedVersion:
         self._numbers = count()
         self._instance_tasks: list[asyncio.Task[None]] = []
         self._is_timed = False  # the queue has delays or timeouts
+        self._hold_requests = delay_scheduler()
+        self._order: AnswerOrder | None = None  # where the config asks for it
         self._idle: asyncio.Event | None = None  # while it retires
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
@@ -155,6 +158,8 @@ class ServedVersion:
         if router is None:
             request.done(Unavailable(f"model '{self.name}' version {self.version} is not ready"))
             return
+        if self._order is not None:
+            self._order.admit(request)
         self._carry_out(router.add(request))
 
     async def _run_instance(self, started: asyncio.Future[None]) -> None:
@@ -212,7 +217,9 @@ class ServedVersion:
     def _enter(self, number: int, config: ModelConfig) -> None:
         if self._router is None:
             self.config = self._overridden(config)
-            self._router = Router(self.config)
+            batching = self.config.dynamic_batching
+            self._order = AnswerOrder() if batching is not None and batching.preserve_ordering else None
+            self._router = Router(self.config, hold_requests=self._hold_requests if batching is not None else 0)
             self._is_timed = self._router.is_timed
             self._move(VersionState.READY)
         self._carry_out(self._router.worker_ready(number, self._spec.slots, time.monotonic_ns()))
