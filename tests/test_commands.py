@@ -21,6 +21,8 @@ CONFIGS = {
     "bench": "efserve.loadtest.config:BenchConfig",
     "models": "efserve.inspection.remote:ModelsJob",
     "check": "efserve.inspection.check:CheckJob",
+    "compare": "efserve.loadtest.compare:CompareConfig",
+    "report": "efserve.reports.report:ReportJob",
     "profile": "efserve.profiler.options:ProfileConfig",
 }
 # Options about how a command tells its result; the program below it does not know them.
@@ -28,7 +30,9 @@ PRINTING = {
     "convert": {"as_json"},
     "infer": {"as_json"},
     "serve": {"verbose"},
-    "bench": {"json_file", "csv_file"},
+    "bench": {"json_file", "csv_file", "plot"},
+    "compare": {"json_file"},
+    "report": set(),
     "models": {"as_json"},
     "check": {"as_json"},
     "profile": set(),
@@ -102,6 +106,8 @@ def test_every_command_is_checked_here() -> None:
     [
         ["nonsense"],
         ["--nonsense"],
+        ["compare", "http://127.0.0.1:9"],
+        ["compare", "x=--nonsense", "y="],
         ["profile", "--nonsense"],
         ["profile", "--batches", "0"],
         ["profile", "--shape", "x"],

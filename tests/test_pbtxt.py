@@ -112,6 +112,13 @@ def test_json_has_proto_names_unset_scalars_and_numbers() -> None:
         ('input { name: "x" data_type: TYPE_FP32 dims: -2 }', "dimension -2"),
         ("max_batch_size: 4 dynamic_batching { preferred_batch_size: 8 }", r"preferred_batch_size \[8\]"),
         ("version_policy { specific { } }", "lists no versions"),
+        ('input { name: "x" data_type: 77 dims: 1 }', "field 'input.data_type' is 77, .* TYPE_FP32"),
+        ("instance_group { kind: 77 }", "field 'instance_group.kind' is 77, .* KIND_CPU"),
+        (
+            "dynamic_batching { default_queue_policy { timeout_action: 7 } }",
+            "field 'dynamic_batching.default_queue_policy.timeout_action' is 7, .* REJECT, DELAY",
+        ),
+        ("output { name: 'y' data_type: TYPE_FP32 } " * 2, "output 'y' is listed twice"),
     ],
 )
 def test_one_clear_sentence(text: str, says: str) -> None:

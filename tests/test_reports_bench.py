@@ -20,7 +20,8 @@ from efserve.records import (
     Window,
     machine_facts,
 )
-from efserve.reports.bench import LiveLines, as_csv, closing_lines, tables
+from efserve.reports.bench import LiveLines, closing_lines, tables
+from efserve.reports.csv_table import as_csv
 from efserve.stats import level_statistics, window_figures
 
 

@@ -16,6 +16,8 @@ COMMANDS = {
     "models": "Show the models of a running server; load and unload them.",
     "check": "Validate a model repository without serving it.",
     "bench": "Measure a server under load; starts one itself without --url.",
+    "compare": "Measure several servers in turns and tell differences from noise.",
+    "report": "Make HTML, CSV, Markdown or tables from results; compare runs.",
     "profile": "Measure latency over batch sizes and shares of the device.",
 }
 

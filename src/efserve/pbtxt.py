@@ -3,7 +3,7 @@
 Every field that efserve does not honour is an error that names it; nothing is ignored silently.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -87,8 +87,8 @@ def parse_config_json(text: str, name: str) -> ModelConfig:
 
 
 def _from_message(message: Any, name: str) -> ModelConfig:
-    for field in _unsupported(message, _SUPPORTED):
-        raise ConfigError(f"config.pbtxt of '{name}': field '{field}' is not supported by efserve; remove it")
+    for trouble in _unsupported(message, _SUPPORTED):
+        raise ConfigError(f"config.pbtxt of '{name}': {trouble}")
     if message.name not in ("", name):
         raise ConfigError(f"config.pbtxt of '{name}': name is '{message.name}', but the model's folder is '{name}'")
     if message.max_batch_size < 0:
@@ -100,8 +100,8 @@ def _from_message(message: Any, name: str) -> ModelConfig:
         name=name,
         engine=_engine(message, name),
         max_batch_size=message.max_batch_size,
-        inputs=tuple(_spec(tensor, name) for tensor in message.input),
-        outputs=tuple(_spec(tensor, name) for tensor in message.output),
+        inputs=_specs("input", message.input, name),
+        outputs=_specs("output", message.output, name),
         dynamic_batching=_dynamic_batching(message, name),
         instance_count=_instance_count(message, name),
         version_policy=_version_policy(message, name),
@@ -174,7 +174,10 @@ def _unsupported(message: Message, supported: _Fields, prefix: str = "") -> Iter
     for field, value in message.ListFields():
         path = f"{prefix}{field.name}"
         if field.name not in supported:
-            yield path
+            yield f"field '{path}' is not supported by efserve; remove it"
+        elif field.enum_type is not None and value not in field.enum_type.values_by_number:
+            known = ", ".join(field.enum_type.values_by_name)
+            yield f"field '{path}' is {value}, which has no meaning; expected one of {known}"
         elif inner := supported[field.name]:
             for part in value if _is_repeated(field) else (value,):
                 yield from _unsupported(part, inner, f"{path}.")
@@ -197,6 +200,15 @@ def _engine(message: Any, name: str) -> str:
             f"config.pbtxt of '{name}': platform '{message.platform}' and backend '{message.backend}' are two engines"
         )
     return engines.pop() if engines else ""
+
+
+def _specs(kind: str, tensors: Iterable[Any], model: str) -> tuple[TensorSpec, ...]:
+    specs: dict[str, TensorSpec] = {}
+    for tensor in tensors:
+        if tensor.name in specs:
+            raise ConfigError(f"config.pbtxt of '{model}': {kind} '{tensor.name}' is listed twice")
+        specs[tensor.name] = _spec(tensor, model)
+    return tuple(specs.values())
 
 
 def _spec(tensor: Any, model: str) -> TensorSpec:

@@ -292,6 +292,16 @@ class Target:
     config: dict[str, Any] | None = None  # of the model, as the server tells it; None when it does not
 
 
+@dataclass(frozen=True, slots=True)
+class SearchOutcome:
+    """What a search for the highest load found."""
+
+    goal: str  # in words: "p99 latency <= 20 ms", "99 % within 50 ms"
+    found: Load | None  # the highest load that meets the goal; None when none did
+    met: tuple[bool, ...]  # whether each level met it, in the order of the levels
+    client_bound: bool  # in a level that missed it the load generator was the limit: the server may do more
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class BenchResult:
     """A whole benchmark: the content of a result file."""
@@ -304,6 +314,7 @@ class BenchResult:
     target: Target
     levels: tuple[LevelResult, ...]
     interrupted: bool
+    search: SearchOutcome | None = None
 
 
 def encode_result(result: BenchResult) -> bytes:

@@ -113,7 +113,7 @@ def level_statistics(level: LevelRecord) -> LevelStatistics:
     """The figures of a level, over its reported windows. A request belongs to the window in which it ended."""
     windows = level.windows[len(level.windows) - level.reported :]
     duration_s = (windows[-1].end_us - windows[0].start_us) / 1e6
-    inside = _ended_in(level.requests.end_us, windows)
+    inside = in_reported_windows(level)
     latency_us = level.requests.latency_us[inside]
     requests = int(latency_us.size)
     models = tuple(_model_statistics(level, index, windows) for index in range(len(level.models)))
@@ -184,6 +184,11 @@ def _clients_statistics(clients: Clients | None) -> ClientsStatistics | None:
     if not mean_us.size:
         return ClientsStatistics(0, 0.0, 0.0)
     return ClientsStatistics(int(mean_us.size), float(mean_us.mean()), float(mean_us.std()))
+
+
+def in_reported_windows(level: LevelRecord) -> slice:
+    """Where those requests of a level stand that its figures cover."""
+    return _ended_in(level.requests.end_us, level.windows[len(level.windows) - level.reported :])
 
 
 def _ended_in(end_us: Micros, windows: Sequence[Window]) -> slice:

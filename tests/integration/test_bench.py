@@ -139,7 +139,7 @@ def test_a_model_that_cannot_load_is_told_with_its_reason(tmp_path: Path) -> Non
         done = run(tmp_path, "--model-repository", "models", *arguments, *QUICK)
         assert done.returncode == 1
         assert done.stderr.startswith("Error: ")
-        assert f"{says}InvalidProtobuf" in done.stderr
+        assert f"{says}model.onnx cannot be loaded: InvalidProtobuf" in done.stderr
         assert done.stderr.count("\n") == 1
 
 

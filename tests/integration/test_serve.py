@@ -197,6 +197,10 @@ def test_a_model_that_cannot_load_does_not_stop_the_others() -> None:
             assert state == "UNAVAILABLE"
             assert reason
             assert server.index()[name]["reason"] == reason
+        assert "Traceback" in server.state_of("raises_in_load")[1]  # for whoever wrote the model
+        table = "".join(server.printed).partition("threads")[2]
+        assert "raises_in_load: RuntimeError: the weights are rotten\n" in table
+        assert "Traceback" not in table
         assert server.get("/v2/health/live")[0] == 200
         assert server.get("/v2/health/ready")[0] == 400
         assert server.get("/v2/models/raises_in_load/ready")[0] != 200

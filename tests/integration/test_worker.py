@@ -364,7 +364,9 @@ def test_files_that_are_wrong_or_missing(tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     assert "there is no file model.onnx" in fails_to_start(onnx_spec(tmp_path / "1"))
     (tmp_path / "1" / "model.onnx").write_bytes(b"garbage")
-    assert "INVALID_PROTOBUF" in fails_to_start(onnx_spec(tmp_path / "1"))
+    reason = fails_to_start(onnx_spec(tmp_path / "1"))
+    assert reason.startswith("model.onnx cannot be loaded: InvalidProtobuf:")
+    assert "\n" not in reason
     assert "there is no engine 'caffe'" in fails_to_start(onnx_spec(tmp_path / "1", engine="caffe"))
     (tmp_path / "1" / "model.py").write_text("class Modell: ...")
     spec = replace(zoo_spec("echo"), folder=tmp_path / "1")
@@ -611,6 +613,10 @@ def test_a_torchscript_model_that_fails(tmp_path: Path) -> None:
     assert text.startswith("output 'second' is missing")
     strings = replace(spec.config, inputs=(TensorSpec("input", "BYTES", (4,)),))
     assert "no string tensors" in fails_to_start(replace(spec, config=strings))
+    (spec.folder / "model.pt").write_bytes(b"garbage")
+    reason = fails_to_start(spec)
+    assert reason.startswith("model.pt cannot be loaded: RuntimeError:")
+    assert "\n" not in reason
 
 
 def test_forty_lives_leave_nothing() -> None:

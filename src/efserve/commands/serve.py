@@ -152,5 +152,6 @@ def _print_status(status: "ServerStatus") -> None:
     console.print(table)
     for model in status.models:
         if model.reason:
-            console.print(f"[red]{escape(model.name)}[/]: {escape(model.reason)}")
+            reason = model.reason.partition("; its last lines of output:")[0]  # which the log has shown
+            console.print(f"[red]{escape(model.name)}[/]: {escape(reason)}", soft_wrap=True)
     console.print(f"\nHTTP     {status.http}/v2\nmetrics  {status.metrics}/metrics\nCtrl-C stops.")

@@ -15,6 +15,7 @@ import onnxruntime
 
 from efserve.engines.base import Source
 from efserve.errors import InferenceFailed, LoadFailed
+from efserve.foreign import foreign
 from efserve.model_config import FileSignature, ModelConfig
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec
 
@@ -106,9 +107,10 @@ def load(source: Source) -> OnnxEngine:
     # This optimizer crashes the process on some half precision models, vision transformers among them.
     half = any(spec.datatype == "FP16" for spec in source.config.inputs)
     disabled = ["NchwcTransformer"] if half else None
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-    )
+    with foreign(f"{path.name} cannot be loaded", LoadFailed):
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
+        )
     stated = {spec.name for spec in source.config.outputs}
     outputs = [node for node in session.get_outputs() if not stated or node.name in stated or node.type in _DATATYPES]
     signature = FileSignature(_specs(session.get_inputs(), "input"), _specs(outputs, "output"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from efserve.errors import UsageError
 from efserve.records import LevelResult
-from efserve.stats import chosen_latency_us
+from efserve.stats import chosen_latency_us, in_reported_windows
 
 PRECISION = 0.05
 MOST_RUNS = 30
@@ -55,11 +55,9 @@ class SloGoal:
 
 def share_within(level: LevelResult, slo_ms: float) -> float:
     """The share of the requests that ended in the reported windows, failed ones included, with a latency <= slo_ms."""
-    record = level.record
-    begin_us = record.windows[len(record.windows) - record.reported].start_us
-    inside = (record.requests.end_us > begin_us) & (record.requests.end_us <= record.windows[-1].end_us)
+    requests = level.record.requests
+    within = int((requests.latency_us[in_reported_windows(level.record)] <= slo_ms * 1e3).sum())
     ended = level.statistics.requests + sum(level.statistics.errors.values())
-    within = int((record.requests.latency_us[inside] <= slo_ms * 1e3).sum())
     return within / ended if ended else 0.0
 
 
@@ -118,7 +116,7 @@ def highest(start: float, precision: float = PRECISION, most_runs: int = MOST_RU
     return _sides(scores)[0]
 
 
-_LEAST_FACTOR = 2.0**-20  # of the start: below it the goal is out of reach
+_LEAST_FACTOR = 2.0**-6  # of the start: below it the goal is out of reach
 
 
 @dataclass(frozen=True, slots=True)

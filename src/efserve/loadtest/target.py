@@ -1,6 +1,6 @@
 """What a benchmark sends and to whom: the server found, its models, the prepared requests of each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,18 +10,11 @@ from efserve.client.v2 import ModelInfo, ServerInfo, V2Client
 from efserve.errors import MeasurementFailed, RemoteError, UsageError
 from efserve.loadtest.config import BenchConfig
 from efserve.loadtest.datafile import from_file
+from efserve.loadtest.images import from_folder
 from efserve.loadtest.inputs import generated, parse_shapes, sample_dims
+from efserve.loadtest.job import Traffic
 from efserve.records import LoadedModel, ServerCounters, Target
 from efserve.tensors import Array
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """The requests to one model: whole messages, sent in turn."""
-
-    model: LoadedModel
-    requests: tuple[bytes, ...]
-    payload_bytes: int | None  # binary bytes of a right answer; None when answers may differ in size
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +44,19 @@ class TargetModel:
 
 
 async def find_model(
-    config: BenchConfig, client: V2Client, server: ServerInfo, unready: Mapping[str, str]
+    config: BenchConfig, client: V2Client, server: ServerInfo, unready: Mapping[str, str], goals_ms: Mapping[str, float]
 ) -> TargetModel:
     """The model that `config` names, its requests made, and one of them answered rightly.
 
-    `unready`: models that did not start, and why. Raises UsageError, MeasurementFailed and RemoteError.
+    `unready`: models that did not start, and why; `goals_ms`: of latency by model, "" for any other.
+    Raises UsageError, MeasurementFailed and RemoteError.
     """
     if config.model in unready:
         raise MeasurementFailed(f"model '{config.model}' did not start: {unready[config.model]}")
     info = await client.model(config.model or await _default_model(client, unready), config.model_version)
     arrays = _requests(config, info)
-    bodies = tuple(infer_body(info.inputs, single, server.binary) for single in arrays)
+    binary = server.binary if config.tensor_format == "auto" else config.tensor_format == "binary"
+    bodies = tuple(infer_body(info.inputs, single, binary) for single in arrays)
     answer = await client.infer(info, bodies[0])
     skip = 1 if info.batches else 0
     fixed = all(spec.datatype != "BYTES" and min(spec.dims[skip:], default=0) >= 0 for spec in info.outputs)
@@ -71,7 +66,7 @@ async def find_model(
         info=info,
         bodies=bodies,
         traffic=Traffic(
-            model=LoadedModel(info.name, info.version, config.batch),
+            model=LoadedModel(info.name, info.version, config.batch, goals_ms.get(info.name, goals_ms.get("", 0.0))),
             requests=tuple(prepare(client.http.endpoint, "POST", path, body.data, body.headers) for body in bodies),
             payload_bytes=answer.payload_bytes if fixed and answer.payload_bytes >= 0 else None,
         ),
@@ -95,22 +90,27 @@ async def _default_model(client: V2Client, unready: Mapping[str, str]) -> str:
 def _requests(config: BenchConfig, model: ModelInfo) -> list[tuple[Array, ...]]:
     shapes = parse_shapes(config.shape)
     if config.input not in ("random", "zero"):
-        return from_file(Path(config.input), model, config.batch, shapes)
+        read = from_folder if Path(config.input).is_dir() else from_file
+        return read(Path(config.input), model, config.batch, shapes)
     seed = config.seed if config.input == "random" else None
     return generated(model, sample_dims(model, config.batch, shapes), config.batch, seed, config.string_length)
 
 
-def described(client: V2Client, server: ServerInfo, model: TargetModel, *, embedded: bool) -> Target:
-    """The server and the model, as a result file tells them."""
+def described(client: V2Client, server: ServerInfo, models: Sequence[TargetModel], *, embedded: bool) -> Target:
+    """The server and the models, as a result file tells them; platform and config are those of the first."""
+    first = models[0]
+    inputs = first.inputs
+    if len(models) > 1:
+        inputs = tuple(f"{model.info.name}: {text}" for model in models for text in model.inputs)
     return Target(
         url=client.http.endpoint.url,
         embedded=embedded,
         server_name=server.name,
         server_version=server.version,
-        model=model.info.name,
-        model_version=model.info.version,
-        platform=model.info.platform,
-        inputs=model.inputs,
-        binary=model.bodies[0].json_bytes >= 0,
-        config=model.info.config,
+        model=", ".join(model.info.name for model in models),
+        model_version=first.info.version,
+        platform=first.info.platform,
+        inputs=inputs,
+        binary=first.bodies[0].json_bytes >= 0,
+        config=first.info.config,
     )
