@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from efserve.errors import ConfigError
-from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy, VersionPolicy
+from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy, VersionPolicy, WarmupInput, WarmupSample
 from efserve.pbtxt import config_json, config_message, parse_config, parse_config_json
 from efserve.tensors import TensorSpec
 
@@ -66,6 +66,17 @@ def test_priorities_are_read_and_told() -> None:
     assert parse_config_json(json.dumps(printed), "m") == replace(config, name="m")
 
 
+def test_warm_up_and_cache_are_read_and_told() -> None:
+    inputs = (
+        WarmupInput("a", "FP32", (2, 3)),
+        WarmupInput("b", "BYTES", (1,), file="words"),
+        WarmupInput("c", "INT64", (1,), is_random=True),
+    )
+    config = replace(PARSED, warmup=(WarmupSample("first", inputs, rows=2, count=3),), response_cache=True)
+    assert parse_config(str(config_message(config)), "m") == config
+    assert config_json(config)["response_cache"] == {"enable": True}
+
+
 def test_an_empty_config_says_nothing() -> None:
     assert parse_config("", "m") == ModelConfig("m")
 
@@ -92,6 +103,14 @@ def test_json_has_proto_names_unset_scalars_and_numbers() -> None:
         (
             'output { name: "y" data_type: TYPE_FP32 dims: 1 label_filename: "/etc/passwd" }',
             "file '/etc/passwd' is outside the model's folder",
+        ),
+        (
+            'model_warmup { name: "w" inputs { key: "x" value { data_type: TYPE_FP32 dims: 1 } } }',
+            "needs one of zero_data, random_data and input_data_file",
+        ),
+        (
+            'model_warmup { name: "w" inputs { key: "x" value { data_type: TYPE_FP32 dims: -1 zero_data: true } } }',
+            "expected fixed ones",
         ),
         ("max_batch_size: 4 dynamic_batching { priority_levels: 2 }", "default_priority_level is 0, expected 1 to"),
         (

@@ -50,6 +50,27 @@ class DynamicBatching:
 
 
 @dataclass(frozen=True, slots=True)
+class WarmupInput:
+    """One input of a warm-up sample, without the batch; `file` below the model's folder `warmup`, or zeros or noise."""
+
+    name: str
+    datatype: str
+    dims: Shape
+    file: str = ""
+    is_random: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupSample:
+    """`model_warmup`: inputs that run before the first request, `count` times."""
+
+    name: str
+    inputs: tuple[WarmupInput, ...]
+    rows: int = 1
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class VersionPolicy:
     """`version_policy`: the `latest` N versions, or the `specific` ones, or (both empty) all."""
 
@@ -76,6 +97,8 @@ class ModelConfig:
     default_model_filename: str = ""
     label_filenames: dict[str, str] = field(default_factory=dict)  # output name -> file in the model's folder
     parameters: dict[str, str] = field(default_factory=dict)
+    warmup: tuple[WarmupSample, ...] = ()
+    response_cache: bool = False
 
     @property
     def batches(self) -> bool:

@@ -5,6 +5,7 @@ Every field that efserve does not honour is an error that names it; nothing is i
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 from google.protobuf import json_format, text_format
@@ -13,7 +14,14 @@ from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2 as pb
 
 from efserve.errors import ConfigError
-from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy, VersionPolicy
+from efserve.model_config import (
+    DynamicBatching,
+    ModelConfig,
+    QueuePolicy,
+    VersionPolicy,
+    WarmupInput,
+    WarmupSample,
+)
 from efserve.tensors import TensorSpec
 
 # What a config may say; {} ends a branch: a scalar, or a message of which every field is honoured.
@@ -44,6 +52,8 @@ _SUPPORTED: _Fields = {
     },
     "default_model_filename": {},
     "parameters": {},
+    "model_warmup": {},
+    "response_cache": {},
 }
 # (platform, backend) as Triton names them
 _TRITON_NAMES = {
@@ -108,6 +118,8 @@ def _from_message(message: Any, name: str) -> ModelConfig:
         default_model_filename=message.default_model_filename,
         label_filenames={tensor.name: tensor.label_filename for tensor in message.output if tensor.label_filename},
         parameters={key: value.string_value for key, value in message.parameters.items()},
+        warmup=tuple(_warmup(sample, name) for sample in message.model_warmup),
+        response_cache=message.response_cache.enable,
     )
 
 
@@ -148,7 +160,24 @@ def config_message(config: ModelConfig) -> Any:
         _write_batching(message.dynamic_batching, batching)
     for key, value in config.parameters.items():
         message.parameters[key].string_value = value
+    for sample in config.warmup:
+        _write_warmup(message.model_warmup.add(name=sample.name, batch_size=sample.rows, count=sample.count), sample)
+    if config.response_cache:
+        message.response_cache.enable = True
     return message
+
+
+def _write_warmup(message: Any, sample: WarmupSample) -> None:
+    for given in sample.inputs:
+        target = message.inputs[given.name]
+        target.data_type = _data_type(given.datatype)
+        target.dims.extend(given.dims)
+        if given.file:
+            target.input_data_file = given.file
+        elif given.is_random:
+            target.random_data = True
+        else:
+            target.zero_data = True
 
 
 def _write_batching(message: Any, batching: DynamicBatching) -> None:
@@ -221,6 +250,23 @@ def _spec(tensor: Any, model: str) -> TensorSpec:
         raise ConfigError(f"config.pbtxt of '{model}': tensor '{tensor.name}' has dimension {bad}, expected -1 or more")
     datatype = pb.DataType.Name(tensor.data_type).removeprefix("TYPE_")
     return TensorSpec(tensor.name, "BYTES" if datatype == "STRING" else datatype, tuple(tensor.dims))
+
+
+def _warmup(sample: Any, model: str) -> WarmupSample:
+    where = f"config.pbtxt of '{model}': model_warmup '{sample.name}'"
+    inputs = []
+    for name, given in sorted(sample.inputs.items()):
+        kind = given.WhichOneof("input_data_type")
+        if kind is None:
+            raise ConfigError(f"{where}: input '{name}' needs one of zero_data, random_data and input_data_file")
+        if any(dim < 1 for dim in given.dims):
+            raise ConfigError(f"{where}: input '{name}' has dims {list(given.dims)}, expected fixed ones")
+        file = given.input_data_file
+        if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+            raise ConfigError(f"{where}: file '{file}' is outside the model's folder")
+        spec = _spec(SimpleNamespace(name=name, data_type=given.data_type, dims=given.dims), model)
+        inputs.append(WarmupInput(name, spec.datatype, spec.dims, file, kind == "random_data"))
+    return WarmupSample(sample.name, tuple(inputs), max(1, sample.batch_size), max(1, sample.count))
 
 
 def _data_type(datatype: str) -> int:

@@ -72,3 +72,39 @@ def test_a_delayed_scheduler_makes_whole_batches(tmp_path: Path) -> None:
         places = list(pool.map(lambda _: place_of(client, 0), range(12)))
         assert sorted(places) == list(range(12))
         assert batch_sizes(server) == [(4, 3)]
+
+
+def test_warm_up_samples_run_before_the_first_request(tmp_path: Path) -> None:
+    make(tmp_path, "", 8)
+    warmup = """
+model_warmup {
+  name: "five" batch_size: 5 count: 2
+  inputs { key: "input" value { data_type: TYPE_FP32 dims: 1 random_data: true } }
+}
+"""
+    path = tmp_path / "m" / "config.pbtxt"
+    with serve(repository=tmp_path) as server, triton.InferenceServerClient(server.address) as client:
+        without = place_of(client, 0)
+    path.write_text(path.read_text() + warmup)
+    with serve(repository=tmp_path) as server, triton.InferenceServerClient(server.address) as client:
+        assert place_of(client, 0) == without + 10
+        assert server.get("/v2/models/m/config")[1]["model_warmup"][0]["count"] == 2
+    path.write_text(path.read_text().replace("TYPE_FP32 dims: 1 random", "TYPE_INT8 dims: 1 random"))
+    with serve(repository=tmp_path) as server:
+        assert "'input' is INT8, the model expects FP32" in server.index()["m"]["reason"]
+
+
+def test_equal_requests_are_answered_from_the_cache(tmp_path: Path) -> None:
+    make(tmp_path, "", 8)
+    path = tmp_path / "m" / "config.pbtxt"
+    path.write_text(path.read_text() + "response_cache { enable: true }")
+    with (
+        serve("--cache-bytes", "1000000", repository=tmp_path) as server,
+        triton.InferenceServerClient(server.address) as client,
+    ):
+        assert place_of(client, 0) == place_of(client, 0)
+        spent = server.get("/v2/models/m/stats")[1]["model_stats"][0]
+        counts = {name: duration["count"] for name, duration in spent["inference_stats"].items()}
+        assert (counts["cache_hit"], counts["cache_miss"]) == (1, 1)
+        assert (counts["success"], counts["queue"], counts["compute_infer"]) == (2, 2, 1)
+        assert (spent["inference_count"], spent["execution_count"]) == (1, 1)

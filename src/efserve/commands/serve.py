@@ -97,6 +97,13 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     help="Time between two looks at the repository in mode poll.",
 )
 @click.option(
+    "--cache-bytes",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Memory for answers of models whose config says response_cache { enable: true }; 0: none is kept.",
+)
+@click.option(
     "--allow-client-shm",
     type=bool,
     is_flag=False,

@@ -26,6 +26,7 @@ class ServeConfig:
     model_control_mode: str = "none"  # none, poll, explicit
     load_model: tuple[str, ...] = ()
     repository_poll_secs: float = 15.0
+    cache_bytes: int = 0  # of the response cache; 0: none
     allow_client_shm: bool = False
     admin_token_file: Path | None = None
     ready_file: Path | None = None

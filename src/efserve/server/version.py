@@ -11,6 +11,7 @@ from dataclasses import replace
 from enum import Enum
 from functools import partial
 from itertools import count
+from uuid import uuid4
 
 from efserve.config import delay_scheduler
 from efserve.counters import BACKEND, CANCELED, REJECTED, ModelCounters
@@ -20,6 +21,7 @@ from efserve.inference import BatchTiming, InferRequest, Outcome
 from efserve.model_config import DEFAULT_MAX_BATCH, ModelConfig
 from efserve.repository import ModelVersion
 from efserve.routing import Action, AnswerOrder, Fail, RestartPolicy, Router, Send
+from efserve.server.cache import ResponseCache, request_key
 from efserve.server.options import ServeConfig
 from efserve.transport.regions import ClientRegions
 from efserve.worker.handle import Worker, WorkerState
@@ -57,6 +59,7 @@ class ServedVersion:
         options: ServeConfig,
         cores: int,
         memory: ClientRegions | None = None,
+        cache: ResponseCache | None = None,
     ) -> None:
         self.name = found.model
         self.version = found.version
@@ -88,6 +91,8 @@ class ServedVersion:
         self._instance_tasks: list[asyncio.Task[None]] = []
         self._is_timed = False  # the queue has delays or timeouts
         self._hold_requests = delay_scheduler()
+        self._cache = cache if found.config.response_cache else None
+        self._cache_owner = uuid4().bytes  # what another load of the model answered is not this one's answer
         self._order: AnswerOrder | None = None  # where the config asks for it
         self._idle: asyncio.Event | None = None  # while it retires
         self._timer: asyncio.TimerHandle | None = None
@@ -158,9 +163,31 @@ class ServedVersion:
         if router is None:
             request.done(Unavailable(f"model '{self.name}' version {self.version} is not ready"))
             return
+        if self._cache is not None and self._answer_from_cache(request, self._cache):
+            return
         if self._order is not None:
             self._order.admit(request)
         self._carry_out(router.add(request))
+
+    def _answer_from_cache(self, request: InferRequest, cache: ResponseCache) -> bool:
+        """Answers the request if it has been answered before; else has its answer kept."""
+        key = request_key(self._cache_owner, request)
+        outputs = cache.get(key)
+        spent_ns = time.monotonic_ns() - request.arrival_ns
+        if outputs is not None:
+            self.counters.cache_hit(spent_ns)
+            request.done(outputs)
+            return True
+        self.counters.cache_miss(spent_ns)
+        answer = request.done
+
+        def keep(outcome: Outcome) -> None:
+            answer(outcome)
+            if isinstance(outcome, tuple):
+                cache.put(key, outcome)
+
+        request.done = keep
+        return False
 
     async def _run_instance(self, started: asyncio.Future[None]) -> None:
         """One instance for as long as the version lives: a worker, and after its death the next."""
