@@ -11,12 +11,14 @@ EXTENSIONS = (
     "binary_tensor_data",
     "classification",
     "cuda_shared_memory",
+    "logging",
     "model_configuration",
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",
     "statistics",
     "system_shared_memory",
+    "trace",
 )
 
 # Triton's platform names, which clients show and some compare.

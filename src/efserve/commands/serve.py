@@ -117,6 +117,11 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     help="File with the bearer token for model control, trace and log settings.  [default: loopback only]",
 )
 @click.option(
+    "--trace-file",
+    type=click.Path(path_type=Path),
+    help="Write traces of requests here, a line of JSON each, where trace settings ask for them.  [default: the log]",
+)
+@click.option(
     "--ready-file",
     type=click.Path(path_type=Path),
     help="Write URLs and models here as JSON once every model has started or failed.",

@@ -1,4 +1,4 @@
-"""The routes that change the server itself: loading and unloading models. And who may use such routes."""
+"""The routes that change the server itself: models, trace and log settings. And who may use such routes."""
 
 import hmac
 from base64 import b64decode
@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 
 from efserve.codec.v2_json import parse_as
-from efserve.errors import EfserveError, Forbidden, InvalidRequest, Unauthorized, Unavailable, UsageError
+from efserve.errors import EfserveError, Forbidden, InvalidRequest, Unauthorized, Unavailable, Unsupported, UsageError
 from efserve.frontend.connection import Exchange
 from efserve.frontend.heads import Head
-from efserve.frontend.responses import Response
-from efserve.frontend.service import LoadOverrides, ModelControl
+from efserve.frontend.responses import Response, json_response
+from efserve.frontend.service import LoadOverrides, LogSettings, ModelControl, TraceSettings
 from efserve.inference import Body
 
 Names = dict[str, str]  # what stands for M, V and R of a route
@@ -57,6 +57,36 @@ class Admin:
 
     control: ModelControl | None = None
     token: str = ""
+    traces: TraceSettings | None = None
+    logs: LogSettings | None = None
+
+    def routes(self, find: Callable[[str], object]) -> dict[str, Methods]:
+        """Path -> method -> route; `find` raises for an unknown model."""
+
+        def trace(names: Names, body: Body) -> Response:
+            model = names.get("M", "")
+            if model:
+                find(model)
+            if self.traces is None:
+                raise Unsupported("trace settings are not offered by this server")
+            if len(body):
+                self.traces.update(parse_as(dict[str, Any], body, "the trace settings"), model)
+            return json_response(self.traces.get(model))
+
+        def logs(names: Names, body: Body) -> Response:
+            if self.logs is None:
+                raise Unsupported("log settings are not offered by this server; use its command line")
+            if len(body):
+                self.logs.update(parse_as(dict[str, Any], body, "the log settings"))
+            return json_response(self.logs.get())
+
+        return {
+            "v2/repository/models/M/load": {"POST": Guarded(self.load)},
+            "v2/repository/models/M/unload": {"POST": Guarded(self.unload)},
+            "v2/trace/setting": {"GET": _without_body(trace), "POST": Guarded(trace)},
+            "v2/models/M/trace/setting": {"GET": _without_body(trace), "POST": Guarded(trace)},
+            "v2/logging": {"GET": Guarded(_without_body(logs)), "POST": Guarded(logs)},
+        }
 
     def guard(self, head: Head) -> Callable[[Exchange], EfserveError | None]:
         """Tells why requests with this head may not be answered on a connection; None where they may."""
@@ -97,6 +127,11 @@ def read_token(path: Path | None) -> str:
     if not token:
         raise UsageError(f"--admin-token-file {path} is empty; expected a token, such as from `openssl rand -hex 32`")
     return token
+
+
+def _without_body(route: SmallRoute) -> SmallRoute:
+    """The route for GET, whose body means nothing."""
+    return lambda names, body: route(names, b"")
 
 
 async def _when_done(work: Coroutine[Any, Any, None]) -> Response:

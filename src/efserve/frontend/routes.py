@@ -12,7 +12,7 @@ from efserve import __version__
 from efserve.codec.compression import choose_encoding, deflate, inflate
 from efserve.codec.v2_json import parse_as
 from efserve.codec.v2_models import index_entry, model_metadata, server_metadata, statistics
-from efserve.errors import EfserveError, NotFound, Unavailable, Unsupported
+from efserve.errors import EfserveError, NotFound, Unavailable
 from efserve.frontend.admin import Admin, Guarded, Methods, Names, Result, SmallRoute
 from efserve.frontend.connection import Exchange
 from efserve.frontend.heads import Head
@@ -61,11 +61,6 @@ class Routes:
             "v2/health/ready": {"GET": self._ready},
             "v2/models/stats": {"GET": self._statistics},
             "v2/repository/index": {"POST": self._index},
-            "v2/repository/models/M/load": {"POST": Guarded(self._admin.load)},
-            "v2/repository/models/M/unload": {"POST": Guarded(self._admin.unload)},
-            "v2/trace/setting": {"GET": _trace, "POST": _trace},
-            "v2/models/M/trace/setting": {"GET": _trace, "POST": _trace},
-            "v2/logging": {"GET": _logging, "POST": _logging},
         }
         for model in ("v2/models/M", "v2/models/M/versions/V"):
             table[model] = {"GET": self._metadata}
@@ -74,6 +69,7 @@ class Routes:
             table[f"{model}/stats"] = {"GET": self._statistics}
             table[f"{model}/infer"] = {"POST": _never}
         table.update(self._memory.routes())
+        table.update(self._admin.routes(lambda name: self._service.model(name, "")))
         return table
 
     def resolve(self, head: Head) -> Handler:
@@ -231,14 +227,3 @@ def _path(target: bytes) -> tuple[str, ...]:
 def _never(names: Names, body: Body) -> Response:
     """Stands in the table for inference, which has a handler of its own."""
     raise NotFound("inference has a handler of its own")
-
-
-# What the protocol knows and this server does not offer
-
-
-def _trace(names: Names, body: Body) -> Response:
-    raise Unsupported("trace settings are not offered by this server")
-
-
-def _logging(names: Names, body: Body) -> Response:
-    raise Unsupported("log settings are not offered by this server; use its command line")

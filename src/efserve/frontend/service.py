@@ -95,3 +95,17 @@ class ModelControl(Protocol):
 
     async def unload(self, name: str) -> None:
         """Returns when new requests find no such model any more."""
+
+
+class TraceSettings(Protocol):
+    """What is traced, of all models or of one."""
+
+    def get(self, model: str = "") -> dict[str, object]: ...
+    def update(self, changes: dict[str, Any], model: str = "") -> None: ...
+
+
+class LogSettings(Protocol):
+    """What the server's log shows."""
+
+    def get(self) -> dict[str, object]: ...
+    def update(self, changes: dict[str, Any]) -> None: ...

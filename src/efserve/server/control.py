@@ -15,12 +15,11 @@ from efserve.devices import available_cores
 from efserve.errors import EfserveError, InvalidRequest, LoadFailed, Unavailable, UsageError
 from efserve.frontend.service import LoadOverrides
 from efserve.repository import ModelFolder, fingerprint, model_folders, read_labels, scan
-from efserve.server.cache import ResponseCache
 from efserve.server.catalog import Catalog
 from efserve.server.options import ServeConfig
 from efserve.server.overrides import check_files, read_overridden, write_files
+from efserve.server.shared import Shared
 from efserve.server.version import ServedVersion, VersionState
-from efserve.transport.regions import ClientRegions
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +47,9 @@ def repository_names(options: ServeConfig) -> list[str]:
 class RepositoryControl:
     """Starts, replaces and ends the versions in a catalog; one change of a model at a time."""
 
-    def __init__(self, catalog: Catalog, options: ServeConfig, memory: ClientRegions) -> None:
+    def __init__(self, catalog: Catalog, options: ServeConfig, shared: Shared) -> None:
         self._catalog = catalog
-        self._memory = memory
-        self._cache = ResponseCache(options.cache_bytes) if options.cache_bytes else None
+        self._shared = shared
         self._options = options
         self._locks: dict[str, asyncio.Lock] = {}
         self._places: dict[str, TemporaryDirectory[str]] = {}  # of models whose files came with a request
@@ -226,7 +224,7 @@ class RepositoryControl:
         labels = read_labels(folder.path, folder.config)
         cores = len(available_cores())
         found = [folder.resolve(number, self._options.engine) for number in numbers]
-        return [ServedVersion(version, labels, self._options, cores, self._memory, self._cache) for version in found]
+        return [ServedVersion(version, labels, self._options, cores, self._shared) for version in found]
 
     async def _start(self, versions: Iterable[ServedVersion]) -> None:
         async def start(version: ServedVersion) -> None:

@@ -29,6 +29,7 @@ class ServeConfig:
     cache_bytes: int = 0  # of the response cache; 0: none
     allow_client_shm: bool = False
     admin_token_file: Path | None = None
+    trace_file: Path | None = None
     ready_file: Path | None = None
     exit_on_error: bool = False
     exit_with_parent: bool = False

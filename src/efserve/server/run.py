@@ -18,10 +18,14 @@ import uvloop
 from efserve.errors import LoadFailed, UsageError
 from efserve.frontend.admin import Admin, read_token
 from efserve.frontend.http1 import HttpServer
+from efserve.server.cache import ResponseCache
 from efserve.server.catalog import Catalog
 from efserve.server.control import RepositoryControl, repository_names
+from efserve.server.logs import LogSettings
 from efserve.server.metrics_port import MetricsPort
 from efserve.server.options import ServeConfig
+from efserve.server.shared import Shared
+from efserve.server.tracing import Tracer
 from efserve.server.version import VersionState
 from efserve.transport.regions import ClientRegions
 
@@ -64,19 +68,25 @@ def run(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
 
 async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
     catalog = Catalog(partial(repository_names, config))
-    memory = ClientRegions(allowed=config.allow_client_shm)
-    control = RepositoryControl(catalog, config, memory)
+    shared = Shared(
+        ClientRegions(allowed=config.allow_client_shm),
+        Tracer(config.trace_file),
+        ResponseCache(config.cache_bytes) if config.cache_bytes else None,
+    )
+    logs = LogSettings()
+    control = RepositoryControl(catalog, config, shared)
     control.find()
     http = HttpServer(
         catalog,
         max_request_bytes=config.max_request_bytes,
         server_name=config.server_name,
-        admin=Admin(control, read_token(config.admin_token_file)),
-        memory=memory,
+        admin=Admin(control, read_token(config.admin_token_file), shared.tracer, logs),
+        memory=shared.memory,
     )
     metrics = MetricsPort(catalog)
     stop = _StopSignal()
     with stop.installed(config.exit_with_parent):
+        logs.install()
         try:
             http_port = await _listen(http.start, config.host, config.http_port, "--http-port")
             starting = asyncio.ensure_future(control.start())
@@ -89,6 +99,7 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
             gc.freeze()  # what has been loaded stays: no collection needs to look at it again
             await stop.wait()
         finally:
+            logs.remove()
             await _shut_down(catalog, control, http, metrics, stop, config.drain_s)
 
 

@@ -23,7 +23,7 @@ from efserve.repository import ModelVersion
 from efserve.routing import Action, AnswerOrder, Fail, RestartPolicy, Router, Send
 from efserve.server.cache import ResponseCache, request_key
 from efserve.server.options import ServeConfig
-from efserve.transport.regions import ClientRegions
+from efserve.server.shared import Shared
 from efserve.worker.handle import Worker, WorkerState
 from efserve.worker.spec import WorkerSpec
 
@@ -58,14 +58,14 @@ class ServedVersion:
         labels: dict[str, tuple[str, ...]],
         options: ServeConfig,
         cores: int,
-        memory: ClientRegions | None = None,
-        cache: ResponseCache | None = None,
+        shared: Shared | None = None,
     ) -> None:
         self.name = found.model
         self.version = found.version
         self.engine = found.engine
         self.labels = labels
-        self.memory = memory or ClientRegions()
+        shared = shared or Shared()
+        self.memory = shared.memory
         self.instances = options.instances or found.config.instance_count or 1
         self.threads = options.threads or max(1, cores // self.instances)
         self.config = found.config  # completed when the first instance is ready
@@ -91,7 +91,8 @@ class ServedVersion:
         self._instance_tasks: list[asyncio.Task[None]] = []
         self._is_timed = False  # the queue has delays or timeouts
         self._hold_requests = delay_scheduler()
-        self._cache = cache if found.config.response_cache else None
+        self._tracer = shared.tracer
+        self._cache = shared.cache if found.config.response_cache else None
         self._cache_owner = uuid4().bytes  # what another load of the model answered is not this one's answer
         self._order: AnswerOrder | None = None  # where the config asks for it
         self._idle: asyncio.Event | None = None  # while it retires
@@ -270,6 +271,8 @@ class ServedVersion:
             request.done(outcome)
         if timing is not None:
             self.counters.batch_done(batch, sum([request.rows for request in batch]), timing, now_ns)
+            if self._tracer.is_on:
+                self._tracer.batch_done(self.name, self.version, batch, timing, now_ns)
         else:
             for request in batch:
                 self.counters.failed(BACKEND, now_ns - request.arrival_ns)
