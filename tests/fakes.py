@@ -163,6 +163,9 @@ class MemoryTransport(asyncio.Transport):
         for data in list_of_data:
             self.write(data)
 
+    def can_write_eof(self) -> bool:
+        return True
+
     def write_eof(self) -> None:
         self.has_eof = True
 

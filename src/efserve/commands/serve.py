@@ -43,7 +43,7 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 @click.option(
     "--spin/--no-spin", default=False, help="Engine threads spin while idle: faster alone, slower beside others."
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--host", "--http-host", "host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--http-port",
     type=click.IntRange(0, 65535),
@@ -58,6 +58,18 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     show_default=True,
     help="Prometheus metrics; 0: any free port.",
 )
+@click.option(
+    "--listen",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Serve KServe v2 here as well: HOST:PORT, or unix:PATH for a Unix socket; repeatable.",
+)
+@click.option(
+    "--tls-cert",
+    type=click.Path(path_type=Path),
+    help="Speak TLS on every address but Unix sockets, with this certificate chain (PEM).",
+)
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key (PEM).")
 @click.option(
     "--max-request-bytes", type=click.IntRange(1), default=64 * 2**20, help="Largest request body.  [default: 64 MiB]"
 )

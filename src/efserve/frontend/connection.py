@@ -274,8 +274,12 @@ class Connection(asyncio.BufferedProtocol):
             self._close_input()
             # Not a plain close: bytes that the client still sends would turn it into a reset, which destroys the
             # answer on its way.
-            if not self._transport.is_closing():
+            if self._transport.is_closing():
+                return
+            if self._transport.can_write_eof():
                 self._transport.write_eof()
+            else:  # TLS, which says in its own words that no more will come
+                self._transport.close()
 
     def _after_answer(self) -> None:
         self._send_continue()

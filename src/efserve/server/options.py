@@ -19,6 +19,9 @@ class ServeConfig:
     host: str = "127.0.0.1"
     http_port: int = 8000
     metrics_port: int = 8002
+    listen: tuple[str, ...] = ()  # more addresses: HOST:PORT or unix:PATH
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     max_request_bytes: int = 64 * 2**20
     load_timeout_s: float = 300.0
     drain_s: float = 30.0

@@ -21,6 +21,7 @@ from efserve.frontend.http1 import HttpServer
 from efserve.server.cache import ResponseCache
 from efserve.server.catalog import Catalog
 from efserve.server.control import RepositoryControl, repository_names
+from efserve.server.listeners import listen_also, tls_context
 from efserve.server.logs import LogSettings
 from efserve.server.metrics_port import MetricsPort
 from efserve.server.options import ServeConfig
@@ -84,17 +85,21 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
         memory=shared.memory,
     )
     metrics = MetricsPort(catalog)
+    tls = tls_context(config.tls_cert, config.tls_key)
     stop = _StopSignal()
     with stop.installed(config.exit_with_parent):
         logs.install()
         try:
-            http_port = await _listen(http.start, config.host, config.http_port, "--http-port")
+            http_port = await _listen(partial(http.start, tls=tls), config.host, config.http_port, "--http-port")
+            await listen_also(http, config.listen, tls)
             starting = asyncio.ensure_future(control.start())
             metrics_port = await _listen(metrics.start, config.host, config.metrics_port, "--metrics-port")
             if not await stop.during(starting):
                 return
             host = f"[{config.host}]" if ":" in config.host else config.host
-            status = _status(catalog, f"http://{host}:{http_port}", f"http://{host}:{metrics_port}")
+            status = _status(
+                catalog, f"{'https' if tls else 'http'}://{host}:{http_port}", f"http://{host}:{metrics_port}"
+            )
             _report(status, config, on_ready)
             gc.freeze()  # what has been loaded stays: no collection needs to look at it again
             await stop.wait()
