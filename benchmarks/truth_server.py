@@ -34,22 +34,6 @@ CONFIG = {
     "input": [{"name": "input", "data_type": "TYPE_FP32", "dims": [16]}],
     "output": [{"name": "output", "data_type": "TYPE_FP32", "dims": [16]}],
 }
-NONE = {"count": 0, "ns": 0}
-STATISTICS = {  # perf_analyzer insists on them
-    "model_stats": [
-        {
-            "name": "m",
-            "version": "1",
-            "last_inference": 0,
-            "inference_count": 0,
-            "execution_count": 0,
-            "inference_stats": dict.fromkeys(
-                ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output"), NONE
-            ),
-            "batch_stats": [],
-        }
-    ]
-}
 ROUTES = {
     b"/v2": {"name": "truth", "version": "1", "extensions": ["binary_tensor_data", "model_configuration"]},
     b"/v2/health/live": {},
@@ -57,14 +41,31 @@ ROUTES = {
     b"/v2/models/m": MODEL,
     b"/v2/models/m/ready": {},
     b"/v2/models/m/config": CONFIG,
-    b"/v2/models/m/stats": STATISTICS,
-    b"/v2/models/stats": STATISTICS,
     b"/v2/repository/index": [{"name": "m", "version": "1", "state": "READY"}],
 }
 
 
+class Slept:
+    """How often and how long `sleep` has really slept."""
+
+    count = 0
+    total_ns = 0
+    lock = threading.Lock()
+
+
+def statistics() -> dict[str, object]:
+    """What has been slept, as the time of the model; perf_analyzer insists on all the fields."""
+    slept, none = {"count": Slept.count, "ns": Slept.total_ns}, {"count": Slept.count, "ns": 0}
+    parts = dict.fromkeys(("fail", "queue", "compute_input", "compute_output"), none)
+    counts = {"last_inference": 0, "inference_count": Slept.count, "execution_count": Slept.count}
+    stats = {**parts, "success": slept, "compute_infer": slept}
+    return {"model_stats": [{"name": "m", "version": "1", **counts, "inference_stats": stats, "batch_stats": []}]}
+
+
 def answer_to(path: bytes) -> bytes:
     """The answer of every route but infer."""
+    if path.endswith(b"/stats"):
+        return _message(b"200 OK", json.dumps(statistics()).encode())
     if path in ROUTES:
         return _message(b"200 OK", json.dumps(ROUTES[path]).encode())
     return _message(b"404 Not Found", b'{"error":"no such route"}')
@@ -147,7 +148,11 @@ def _sleep_and_answer(client: socket.socket, sleep_s: float) -> None:
         path = data.split(b" ", 2)[1]
         data = data[whole:]
         if path.endswith(b"/infer"):
+            began_ns = time.monotonic_ns()
             time.sleep(sleep_s)
+            with Slept.lock:
+                Slept.count += 1
+                Slept.total_ns += time.monotonic_ns() - began_ns
             client.sendall(INFERENCE)
         else:
             client.sendall(answer_to(path))

@@ -26,7 +26,7 @@ LINES = (
     "codec comparison",
     "batching counters stats arrivals",
     "repository profiles records",
-    "pbtxt config imaging intervals histogram",
+    "pbtxt config imaging packing intervals histogram",
     "model_config devices",
     "inference",
     "tensors foreign",

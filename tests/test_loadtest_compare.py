@@ -9,6 +9,7 @@ import uvloop
 from efserve.comparison import Comparison, Contender, Turn, ratio
 from efserve.errors import MeasurementFailed, RemoteError, UsageError
 from efserve.loadtest.compare import CompareConfig, run_comparison
+from efserve.records import Load
 from v2_server import Behaviour, running
 
 QUICK = {"duration_s": 0.15, "warmup_s": 0.01, "concurrency": 2}
@@ -116,5 +117,23 @@ def test_bad_targets_get_a_sentence(targets: tuple[str, ...], said: str) -> None
 
 
 def test_the_load_is_a_concurrency_or_a_rate() -> None:
-    assert CompareConfig(("a", "b"), concurrency=3).load.label == "3"
-    assert CompareConfig(("a", "b"), request_rate=50, distribution="poisson").load.distribution == "poisson"
+    assert CompareConfig(("a", "b"), concurrency=3).load == Load.closed(3)
+    config = CompareConfig(("a", "b"), request_rate=50.5, distribution="poisson")
+    assert config.load == Load.rate(50.5, "poisson")
+    assert len(config.contenders()) == 2
+    with pytest.raises(UsageError, match="--distribution poisson goes with"):
+        CompareConfig(("a", "b"), distribution="poisson").contenders()
+
+
+def test_an_open_loop_is_compared_too() -> None:
+    async def main() -> Comparison:
+        async with running(Behaviour()) as one, running(Behaviour(delay_s=0.005)) as other:
+            config = CompareConfig((one, other), rounds=2, request_rate=300, duration_s=0.15, warmup_s=0.01)
+            return await run_comparison(config, Watcher(asyncio.Event()), asyncio.Event())
+
+    found = uvloop.run(main())
+    assert found.load.label == "300/s"
+    latency, throughput = ratio(found, "p50_us", 1).ratio, ratio(found, "inferences_per_s", 1).ratio
+    assert latency
+    assert latency > 2
+    assert throughput == pytest.approx(1, abs=0.2)

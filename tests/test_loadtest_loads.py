@@ -153,6 +153,8 @@ def test_clients_and_closed_loops() -> None:
         (BenchConfig(clients=3, total_clients=2), "--total-clients 2 is less than --clients 3"),
         (BenchConfig(clients=3, request_count=2), "--request-count goes with --concurrency or"),
         (BenchConfig(request_rate="1:2", load_shape="sine", request_count=5), "does not go with --request-count"),
+        (BenchConfig(request_rate="1:2", load_shape="sine", max_rate_under_slo=5), "go with --max-rate-under-slo"),
+        (BenchConfig(request_rate="5", latency_threshold=1, max_rate_under_slo=5), "are two searches"),
         (BenchConfig(request_rate="5", load_shape="sine"), "a load shape needs a range"),
         (BenchConfig(distribution="poisson"), "--distribution poisson goes with --request-rate or"),
         (BenchConfig(workload="w", model="m"), "--model does not go with --workload"),

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from efserve.errors import UsageError
 from efserve.records import (
@@ -22,22 +20,10 @@ from efserve.records import (
     Window,
     encode_result,
     machine_facts,
-    pack,
     read_result,
-    unpack,
     write_result,
 )
 from efserve.stats import level_statistics
-
-
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=50))
-def test_packed_values_come_back(values: list[int]) -> None:
-    assert unpack(pack(np.array(values, np.int64))).tolist() == values
-
-
-def test_a_hundred_thousand_latencies_take_little_room() -> None:
-    latencies = np.random.default_rng(0).lognormal(6, 0.3, 100_000).astype(np.int64)
-    assert len(pack(latencies)) < 2.5 * len(latencies)
 
 
 def bench_result() -> BenchResult:

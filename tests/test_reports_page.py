@@ -53,6 +53,7 @@ def test_a_page_has_all_its_parts() -> None:
         "Latency against throughput",
         "Throughput by level",
         "Latency and service time",
+        "By model",
         "Where the time goes",
         "Batch sizes",
         "Latency distribution",

@@ -76,6 +76,10 @@ class Unavailable(ServerError):
     http_status = 503
 
 
+class WorkerDied(Unavailable):
+    """The workers that ran this request died; another may be up soon, but it may be the request that kills them."""
+
+
 class LoadFailed(ServerError):
     """An engine could not load a model, or its worker died while starting."""
 

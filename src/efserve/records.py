@@ -4,10 +4,8 @@ Owns the values, their JSON form and the facts of the machine. The statistics ar
 `LevelRecord` alone, so that every figure of a file can be made again from the same file.
 """
 
-import base64
 import os
 import platform
-import zlib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +18,7 @@ import psutil
 
 from efserve.errors import UsageError
 from efserve.intervals import Interval
+from efserve.packing import pack, unpack
 
 SCHEMA_VERSION = 2
 LIBRARIES = ("numpy", "uvloop", "httptools", "onnxruntime", "torch")
@@ -346,27 +345,6 @@ def read_result(path: Path) -> BenchResult:
 
 class _Versioned(msgspec.Struct):
     schema_version: int
-
-
-def pack(values: npt.NDArray[Any]) -> str:
-    """Values as text: base64 of the zlib stream of their little-endian bytes, low bytes of all values first.
-
-    That order puts the high bytes, which are all alike, side by side: it makes the text half as long.
-    """
-    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    planes = little.view(np.uint8).reshape(-1, values.dtype.itemsize).T
-    return base64.b64encode(zlib.compress(planes.tobytes())).decode()
-
-
-def unpack(text: str, dtype: npt.DTypeLike = np.int64) -> npt.NDArray[Any]:
-    """The values of this type that `pack` wrote; ValueError when the text is something else."""
-    try:
-        planes = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
-    except zlib.error as exc:
-        raise ValueError(f"not a zlib stream: {exc}") from exc
-    kind = np.dtype(dtype)
-    rows = np.ascontiguousarray(planes.reshape(kind.itemsize, -1).T)
-    return rows.view(kind.newbyteorder("<")).reshape(-1).astype(kind)
 
 
 def _encode_array(value: object) -> object:

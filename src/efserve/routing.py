@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from efserve.batching import BatchQueue
-from efserve.errors import Cancelled, EfserveError, Unavailable
+from efserve.errors import Cancelled, EfserveError, Unavailable, WorkerDied
 from efserve.inference import InferRequest, Outcome
 from efserve.model_config import ModelConfig
 
@@ -117,7 +117,7 @@ class Router:
             request.retried = True
             request.shape_key = object()  # equal to no other
         self._queue.put_back([*again, *(request for batch in batches[1:] for request in batch)])
-        error = Unavailable(f"the worker of '{self._name}' died twice while this request was running")
+        error = WorkerDied(f"the worker of '{self._name}' died twice while this request was running")
         return (*(Fail(request, error) for request in failed), *self._dispatch(now_ns))
 
     def close(self, error: EfserveError) -> Sequence[Action]:

@@ -289,7 +289,8 @@ def test_a_full_queue_answers_at_once(tmp_path: Path) -> None:
         assert first.result()[0] == 200
 
 
-def test_a_port_in_use_is_one_sentence() -> None:
+def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "ready.json").write_text("of an earlier run")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         command = [
@@ -301,10 +302,13 @@ def test_a_port_in_use_is_one_sentence() -> None:
             str(SHIPPED),
             "--http-port",
             str(port),
+            "--ready-file",
+            str(tmp_path / "ready.json"),
         ]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
+    assert not (tmp_path / "ready.json").exists()
     assert "--http-port" in ended.stderr
     assert "Traceback" not in ended.stderr
 

@@ -365,7 +365,7 @@ def test_files_that_are_wrong_or_missing(tmp_path: Path) -> None:
     assert "there is no file model.onnx" in fails_to_start(onnx_spec(tmp_path / "1"))
     (tmp_path / "1" / "model.onnx").write_bytes(b"garbage")
     reason = fails_to_start(onnx_spec(tmp_path / "1"))
-    assert reason.startswith("model.onnx cannot be loaded: InvalidProtobuf:")
+    assert "/1 cannot be loaded: InvalidProtobuf:" in reason
     assert "\n" not in reason
     assert "there is no engine 'caffe'" in fails_to_start(onnx_spec(tmp_path / "1", engine="caffe"))
     (tmp_path / "1" / "model.py").write_text("class Modell: ...")
@@ -615,7 +615,7 @@ def test_a_torchscript_model_that_fails(tmp_path: Path) -> None:
     assert "no string tensors" in fails_to_start(replace(spec, config=strings))
     (spec.folder / "model.pt").write_bytes(b"garbage")
     reason = fails_to_start(spec)
-    assert reason.startswith("model.pt cannot be loaded: RuntimeError:")
+    assert "/1 cannot be loaded: RuntimeError:" in reason
     assert "\n" not in reason
 
 

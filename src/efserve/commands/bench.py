@@ -216,7 +216,7 @@ def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool, plo
     from efserve.reports.live_plot import LivePlot
 
     console = err() if machine_output else out()
-    on_progress = _progress_bar(console) if console.is_terminal else None
+    on_progress = _progress_bar(console) if console.is_terminal and not plot else None
     observer = LivePlot(console, config.batch) if plot else LiveLines(console, config.batch)
     result = run(lambda stop: run_bench(config, observer, stop, on_progress), "This level ends here")
     if result is None:

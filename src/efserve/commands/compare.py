@@ -26,10 +26,34 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of the times between requests at a rate.",
 )
+@click.option(
+    "--gamma-cv",
+    type=click.FloatRange(0.05, 20),
+    default=2.0,
+    show_default=True,
+    help="Coefficient of variation of gamma's times.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1, 60_000),
+    default=1024,
+    show_default=True,
+    help="At a rate: requests under way at most; others wait in the client, and their latency counts.",
+)
+@click.option(
+    "--processes", type=click.IntRange(1, 256), default=1, show_default=True, help="That make the load together."
+)
 @click.option("--model", default="", help="Model to measure.  [default: each server's only or first one]")
 @click.option("--model-version", default="", help="Its version.  [default: the latest]")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows per request.")
-@click.option("--input", default="random", show_default=True, help="random, zero, FILE.npz, or FILE.json.")
+@click.option("--input", default="random", show_default=True, help="random, zero, FILE or folder.")
+@click.option(
+    "--tensor-format",
+    type=click.Choice(["auto", "json", "binary"]),
+    default="auto",
+    show_default=True,
+    help="How tensors travel; auto: binary where the server can.",
+)
 @click.option("--shape", multiple=True, metavar="NAME:DIMS", help="Free dimensions; repeatable.")
 @click.option("--string-length", type=click.IntRange(0), default=16, show_default=True, help="Of random strings.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random input.")

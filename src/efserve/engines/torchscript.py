@@ -13,7 +13,6 @@ import torch
 
 from efserve.engines.base import Source
 from efserve.errors import InferenceFailed, LoadFailed
-from efserve.foreign import foreign
 from efserve.model_config import FileSignature, ModelConfig
 from efserve.tensors import Array
 
@@ -76,9 +75,7 @@ def load(source: Source) -> TorchScriptEngine:
         torch.set_num_interop_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libtorch announces the end of torch.jit with each call
-        path = source.file("model.pt")
-        with foreign(f"{path.name} cannot be loaded", LoadFailed):
-            module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]  # torch
+        module = torch.jit.load(str(source.file("model.pt")), map_location="cpu").eval()  # type: ignore[no-untyped-call]  # torch
         return TorchScriptEngine(_optimized(module), config)
 
 

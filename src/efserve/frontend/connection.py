@@ -30,7 +30,7 @@ class Limits:
     head_s: float = 10.0  # for the whole head
     stalled_s: float = 30.0  # without a byte more of a body received, or of an answer taken
     linger_s: float = 2.0  # for the client to close after its last answer
-    pipelined: int = 64
+    pipelined: int = 8
 
 
 class Exchange:

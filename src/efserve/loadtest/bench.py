@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import gc
 import os
-import resource
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,8 @@ from efserve.errors import MeasurementFailed, UsageError
 from efserve.loadtest.config import BenchConfig
 from efserve.loadtest.crew import Child, CrewSource, LocalSource, crew
 from efserve.loadtest.embedded import EmbeddedServer, embedded_server
-from efserve.loadtest.job import LoadJob, OpenJob
+from efserve.loadtest.job import LoadJob
+from efserve.loadtest.limits import allow_connections
 from efserve.loadtest.loads import Mix, lasts_to_the_end, read_mix, work_of
 from efserve.loadtest.measure import LevelPlan, LevelSampler, measure_level
 from efserve.loadtest.sampling import GaugeSampler, metrics_page, server_pids
@@ -28,7 +28,6 @@ from efserve.records import LevelResult, Load, Target
 from efserve.stats import WindowFigures, level_statistics
 
 CONTROL_DEADLINE_S = 30.0
-SPARE_FILES = 100  # beside the connections
 
 _Result = TypeVar("_Result")
 
@@ -95,7 +94,7 @@ class Bench:
             timeout_s=self.config.timeout_s,
             work=work_of(load, self.config, self.mix),
         )
-        _allow_connections(job.work.max_connections if isinstance(job.work, OpenJob) else int(load.value))
+        allow_connections(job.work.connections)
         number, self._measured = self._measured, self._measured + 1
         invalid = [reason for model in self.models if (reason := await model.invalid(number))]
         self._observer.on_level_start(load)
@@ -189,16 +188,6 @@ def _of_share(config: BenchConfig, share: Share) -> BenchConfig:
         shape=share.shape_options,
         input=share.input or config.input,
     )
-
-
-def _allow_connections(count: int) -> None:
-    """Raise this process's limit of open files where a level needs more; UsageError where it may not."""
-    needed = count + SPARE_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise UsageError(f"{count} connections need {needed} open files, the system allows {hard}; see `ulimit -n`")
-    if soft != resource.RLIM_INFINITY and needed > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 async def _unless_stopped(work: Awaitable[_Result], stop: asyncio.Event) -> _Result:

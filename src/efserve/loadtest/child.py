@@ -14,7 +14,8 @@ from typing import Any
 import uvloop
 
 from efserve.loadtest.crew import LENGTH
-from efserve.loadtest.job import LoadJob, Loop, make_loop
+from efserve.loadtest.job import LoadJob, Loop, OpenJob, make_loop
+from efserve.loadtest.limits import allow_connections
 
 
 class _Worker:
@@ -29,7 +30,7 @@ class _Worker:
         """Carry out an order and answer it; waiting for the end of a load keeps no other order waiting."""
         answer: object = None
         if order == "prepare":
-            self._job = value
+            self._prepare(value)
         elif order == "start":
             self._start(value)
         elif self._loop is not None:
@@ -45,12 +46,19 @@ class _Worker:
         data = pickle.dumps((order, answer), pickle.HIGHEST_PROTOCOL)
         self._output.write(LENGTH.pack(len(data)) + data)
 
+    def _prepare(self, job: LoadJob) -> None:
+        allow_connections(job.work.connections)
+        self._job = job
+
     def _start(self, begin_ns: int) -> None:
         assert self._job is not None, "start before prepare"
         self._loop = make_loop(self._job, begin_ns)
         gc.unfreeze()
         gc.collect()
         gc.freeze()
+        if isinstance(self._job.work, OpenJob):  # it knows when to send the first
+            self._loop.start()
+            return
         delay_s = (begin_ns - time.monotonic_ns()) / 1e9
         asyncio.get_running_loop().call_later(max(delay_s, 0.0), self._loop.start)
 

@@ -39,10 +39,14 @@ class CompareConfig:
     concurrency: int = 8
     request_rate: float | None = None  # requests/s in an open loop instead
     distribution: str = "constant"
+    gamma_cv: float = 2.0
+    max_connections: int = 1024
+    processes: int = 1
     model: str = ""
     model_version: str = ""
     batch: int = 1
     input: str = "random"
+    tensor_format: str = "auto"
     shape: tuple[str, ...] = ()
     string_length: int = 16
     seed: int = 0
@@ -55,9 +59,7 @@ class CompareConfig:
     @property
     def load(self) -> Load:
         """The load of every turn."""
-        if self.request_rate is not None:
-            return Load.rate(self.request_rate, self.distribution)
-        return Load.closed(self.concurrency)
+        return self._bench().loads[0]
 
     def contenders(self) -> tuple[tuple[str, str, BenchConfig], ...]:
         """Name, what was given, and the benchmark of each target. Raises UsageError."""
@@ -74,7 +76,9 @@ class CompareConfig:
 
     def _bench(self) -> BenchConfig:
         shared = {field.name for field in fields(BenchConfig)} & {field.name for field in fields(self)}
-        return BenchConfig(**{name: getattr(self, name) for name in shared - {"concurrency", "request_rate"}})
+        options = {name: getattr(self, name) for name in shared}
+        rate = "" if self.request_rate is None else f"{self.request_rate:.15g}"
+        return BenchConfig(**{**options, "concurrency": "" if rate else str(self.concurrency), "request_rate": rate})
 
     def as_json(self) -> dict[str, Any]:
         """All options by name, as plain values."""

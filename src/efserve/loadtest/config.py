@@ -138,9 +138,11 @@ class BenchConfig:
         for name, loads in _ONLY_WITH.items():
             if getattr(self, name) is not None and self.mode not in loads:
                 raise UsageError(f"{_option(name)} goes with {' or '.join(map(_option, loads))} only")
-        if self.load_shape and (self.request_count or self.latency_threshold):
-            other = "request_count" if self.request_count else "latency_threshold"
-            raise UsageError(f"--load-shape lasts for --duration and does not go with {_option(other)}")
+        for name in ("request_count", "latency_threshold", "max_rate_under_slo"):
+            if self.load_shape and getattr(self, name) is not None:
+                raise UsageError(f"--load-shape lasts for --duration and does not go with {_option(name)}")
+        if self.latency_threshold is not None and self.max_rate_under_slo is not None:
+            raise UsageError("--latency-threshold and --max-rate-under-slo are two searches; give only one of them")
         if self.distribution != "constant" and self.mode not in _OPEN:
             raise UsageError(f"--distribution {self.distribution} goes with {' or '.join(map(_option, _OPEN))} only")
         if self.workload and (self.model or self.shape):

@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from efserve.errors import MeasurementFailed
-from efserve.loadtest.job import LoadJob, Loop, make_loop
+from efserve.loadtest.job import LoadJob, Loop, OpenJob, make_loop
 from efserve.loadtest.recording import Chunk
 
 START_DEADLINE_S = 60.0
-HEAD_START_NS = 50_000_000  # between the order to start and the common begin
+HEAD_START_NS = 50_000_000  # until the begin, so that everything is ready for the first request
 LENGTH = struct.Struct("<Q")
 
 
@@ -59,7 +59,7 @@ class LocalSource:
 
     async def start(self, job: LoadJob) -> int:
         """See `Source`."""
-        begin_ns = time.monotonic_ns()
+        begin_ns = time.monotonic_ns() + (HEAD_START_NS if isinstance(job.work, OpenJob) else 0)
         self._loop = make_loop(job, begin_ns)
         self._loop.start()
         return begin_ns

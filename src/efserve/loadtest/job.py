@@ -46,6 +46,11 @@ class ClosedJob:
     request_count: int = 0
 
     @property
+    def connections(self) -> int:
+        """At a time, at most."""
+        return self.concurrency
+
+    @property
     def total(self) -> int:
         """Requests that it has to send; 0: without an end."""
         return self.request_count
@@ -57,6 +62,11 @@ class OpenJob:
 
     schedule: Schedule
     max_connections: int
+
+    @property
+    def connections(self) -> int:
+        """At a time, at most."""
+        return self.max_connections
 
     @property
     def total(self) -> int:
@@ -71,6 +81,11 @@ class ClientsJob:
     at_once: int
     total: int
     requests_each: int
+
+    @property
+    def connections(self) -> int:
+        """At a time, at most."""
+        return self.at_once
 
 
 Work = ClosedJob | OpenJob | ClientsJob

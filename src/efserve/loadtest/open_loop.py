@@ -18,6 +18,8 @@ from efserve.loadtest.timer import PreciseTimer
 SWEEP_S = 0.1  # how often the deadlines of requests are looked at
 BUSY_GAP_NS = 100_000  # mean time between requests, below which those of DAWDLE_NS are sent together
 DAWDLE_NS = 70_000  # each wake-up costs the client as much as two requests
+OPEN_AT_ONCE = 8  # connections; then answers are read, which may free others: a late client opens no thousand of them
+OPEN_PAUSE_NS = 100_000
 FREE = 1 << 62  # `start_ns` of a connection without a request: after every deadline
 
 
@@ -91,15 +93,20 @@ class OpenLoop:
         """Send what is due: one request, or a bunch when late; then wait for the next."""
         dues_ns, models, free = self._dues_ns, self._models, self._free
         at, end = self._next, self._end
+        may_open, pause_ns = OPEN_AT_ONCE, self._dawdle_ns
         now_ns = monotonic_ns()
         while at < end and dues_ns[at] <= now_ns:
             if free:
                 connection = free.pop()
-            elif len(self._connections) < self._limit:
+            elif len(self._connections) >= self._limit:
+                self._full = True
+                break
+            elif may_open:
+                may_open -= 1
                 connection = self._connect(self)
                 self._connections.append(connection)
             else:
-                self._full = True
+                pause_ns = OPEN_PAUSE_NS
                 break
             model = models[at]
             connection.due_ns = dues_ns[at]
@@ -109,7 +116,7 @@ class OpenLoop:
             connection.send(next(self._requests[model]))
         self._next = at
         if at < end and not self._full:
-            self._timer.arm(max(dues_ns[at], now_ns + self._dawdle_ns))
+            self._timer.arm(max(dues_ns[at], now_ns + pause_ns))
             self._armed = True
         elif self._armed:
             self._timer.disarm()

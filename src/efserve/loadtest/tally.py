@@ -77,10 +77,13 @@ class Tally:
 
     def close_span(self, window_s: float) -> None:
         """Make the windows cover the true span of a load that is over: from its first send to its last end."""
-        begins = [int(chunk.dues_ns.min()) for chunk in self._chunks if chunk.dues_ns.size]
+        sends = [int(chunk.dues_ns.min()) for chunk in self._chunks if chunk.dues_ns.size]
+        begin_ns = min(sends, default=self.begin_ns)
+        if self._schedule is not None:  # the first one may have failed
+            begin_ns = self.begin_ns + int(self._schedule.dues_ns[0])
         ends = [_last(chunk.ends_ns) for chunk in self._chunks] + [_last(failed.ends_ns) for failed in self._failed()]
         end_ns = max(ends, default=0)
-        first = replace(self.marks[0], time_ns=min(begins, default=self.begin_ns))
+        first = replace(self.marks[0], time_ns=begin_ns)
         last = replace(self.marks[-1], time_ns=max(end_ns, first.time_ns + 1000))
         between = [mark for mark in self.marks[1:-1] if mark.time_ns < end_ns - window_s * 5e8]
         self.marks = [first, *between, last]

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from efserve.records import LevelResult
-from efserve.reports.levels import ms, reported, short_name, spread
+from efserve.reports.levels import goodput_per_s, ms, reported, short_name, spread
 from efserve.reports.markup import Markup, Node, element
 from efserve.reports.plot import Axis, Band, Bar, Label, Point, Range, Series, bar_plot, legend, xy_plot
 from efserve.reports.scale import Scale, amount, exact_scale, latency_scale, linear_scale, tick_text
@@ -18,6 +18,7 @@ PERCENTILES = (("p50", 50.0, "s1"), ("p90", 90.0, "s3"), ("p99", 99.0, "s2"), ("
 NINES = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 MOST_LEVEL_NAMES = 12  # on one axis
 CURVE_POINTS = 120
+MODEL_COLORS = ("s1", "s2", "s3", "s5", "s4", "s6")
 LETTER_PART = 0.022  # of the width of a chart on a telephone
 
 
@@ -87,6 +88,9 @@ def throughput_by_level(levels: Sequence[LevelResult], load_name: str) -> Markup
     offered = [(float(at), level.statistics.due_per_s) for at, level in enumerate(levels)]
     if any(level.record.load.is_open for level in levels):
         series.insert(0, Series("offered", "s6", offered, dashed=True))
+    within = [(float(at), rate) for at, level in enumerate(levels) if (rate := goodput_per_s(level)) is not None]
+    if within:
+        series.append(Series("within the SLO", "s3", within, _good_tips(levels, within), dots=True))
     intervals = [level.statistics.intervals.requests_per_s for level in levels]
     ranges = [Range(at, known.low, known.high, "s1") for at, known in enumerate(intervals) if known is not None]
     y = Axis("requests/s", linear_scale([rate for _, rate in (*points, *offered)] + [one.high for one in ranges]))
@@ -100,6 +104,32 @@ def _rate_tip(level: LevelResult) -> str:
     statistics = level.statistics
     spreads = spread(statistics.requests_per_s, statistics.intervals.requests_per_s)
     return f"{level.record.load.label}: {amount(statistics.requests_per_s)} requests/s {spreads}".rstrip()
+
+
+def _good_tips(levels: Sequence[LevelResult], points: Sequence[Point]) -> list[str]:
+    return [f"{levels[int(at)].record.load.label}: {amount(rate)} answers/s within the SLO" for at, rate in points]
+
+
+def model_latency(levels: Sequence[LevelResult], load_name: str) -> Markup | None:
+    """Of mixed traffic: p99 of each model over the levels, and its SLO; the first six models."""
+    names = list(dict.fromkeys(model.name for level in levels for model in level.statistics.models))
+    if len(names) < 2:
+        return None
+    series, entries = [], []
+    for name, color in zip(names, MODEL_COLORS, strict=False):
+        own = [
+            (at, model) for at, level in enumerate(levels) for model in level.statistics.models if model.name == name
+        ]
+        points = [(float(at), model.latency.p99_us / 1e3) for at, model in own if model.latency is not None]
+        series.append(Series(name, color, points, _tips(levels, points, name), dots=True))
+        goals = [(float(at), model.slo_ms) for at, model in own if model.slo_ms]
+        series.append(Series(f"SLO of {name}", color, goals, dashed=True))
+        entries.append((name, color, None))
+    y = Axis("p99 (ms)", latency_scale([value for line in series for _, value in line.points]))
+    chart = xy_plot("p99 of each model", level_axis(levels, load_name), y, series)
+    left_out = f" {len(names) - len(MODEL_COLORS)} more are left out." if len(names) > len(MODEL_COLORS) else ""
+    note = f"p99 of each model; dashed lines are their SLOs.{left_out}"
+    return figure("By model", note, chart, legend(entries, kind="stroke"))
 
 
 def distribution(levels: Sequence[LevelResult]) -> Markup | None:

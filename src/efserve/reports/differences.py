@@ -10,7 +10,7 @@ from efserve.intervals import Interval, quotient_interval
 from efserve.records import BenchResult, LevelResult, Load
 from efserve.reports.levels import long_name
 
-Verdict = Literal["noise", "better", "worse", "too few requests"]
+Verdict = Literal["noise", "better", "worse", "unclear"]
 
 CHANCE = "Of figures that do not differ, up to 1 in 20 falls outside its interval by chance."
 DRIFT = "The intervals hold what varied within a run, not a drift from run to run: `efserve compare` measures in turns."
@@ -35,7 +35,7 @@ class Difference:
     def verdict(self) -> Verdict:
         """ "noise" where the interval of the ratio includes 1: no difference."""
         if self.interval is None:
-            return "too few requests"
+            return "unclear"
         if 1.0 in self.interval:
             return "noise"
         return "better" if (self.interval.low > 1) == self.more_is_better else "worse"

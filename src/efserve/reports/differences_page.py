@@ -17,7 +17,7 @@ from efserve.reports.markup import Markup, Node, element
 from efserve.reports.plot import Axis, Range, Series, legend, xy_plot
 from efserve.reports.scale import Scale, amount, latency_scale, linear_scale
 
-WORDS = {"noise": "quiet", "better": "good", "worse": "bad", "too few requests": "quiet"}
+WORDS = {"noise": "quiet", "better": "good", "worse": "bad", "unclear": "quiet"}
 
 
 def differences_section(
@@ -40,7 +40,7 @@ def differences_section(
 
 def _summary(comparison: RunDifferences) -> str:
     verdicts = comparison.verdicts
-    told = [f"{verdicts[word]} {word}" for word in ("better", "worse", "noise", "too few requests") if word in verdicts]
+    told = [f"{verdicts[word]} {word}" for word in ("better", "worse", "noise", "unclear") if word in verdicts]
     text = f"Of {sum(verdicts.values())} figures: {', '.join(told)}." if told else "No level is in both results."
     for name, only in (("first", comparison.only_first), ("second", comparison.only_second)):
         text += f" Only in the {name}: {', '.join(only)}." if only else ""

@@ -10,7 +10,7 @@ from efserve.reports.differences import CHANCE, DRIFT, LevelDifferences, RunDiff
 from efserve.reports.levels import plain
 from efserve.reports.scale import amount
 
-STYLES = {"better": "green", "worse": "red", "noise": "dim", "too few requests": "dim"}
+STYLES = {"better": "green", "worse": "red", "noise": "dim", "unclear": "dim"}
 
 
 def differences_table(found: RunDifferences, first: str, second: str) -> RenderableType:

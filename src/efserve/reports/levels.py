@@ -82,7 +82,7 @@ def _late(level: LevelResult) -> Iterable[str]:
     """Of an open loop: what the client could not send in time, and what the server did not answer in time."""
     pool, delay, latency = level.record.pool, level.statistics.delay, level.statistics.latency
     if delay is not None and latency is not None and delay.mean_us > max(LATE_PART * latency.mean_us, LATE_US):
-        part = 100 * delay.mean_us / latency.mean_us
+        part = 100 * delay.mean_us / max(latency.mean_us, 1.0)
         waited = f"; {pool.waited} requests found no free connection" if pool is not None and pool.waited else ""
         yield f"client delay: requests left {ms(delay.mean_us)} ms late on average, {part:.0f} % of the latency{waited}"
     if pool is not None and pool.unanswered and pool.unanswered > 0.01 * max(level.statistics.requests, 1):

@@ -42,11 +42,36 @@ def _result(result: BenchResult, name: str) -> Iterable[str]:
         for level in result.levels
         for remark in remarks(level)
     ]
+    if any(len(level.statistics.models) > 1 for level in result.levels):
+        yield ""
+        yield from _models(result.levels)
     if result.search is not None:
         told.append(f"- {_text(search_line(result.search))}")
     if told:
         yield ""
         yield from told
+
+
+def _models(levels: Sequence[LevelResult]) -> Iterable[str]:
+    """A row per model and level of mixed traffic."""
+    rows = []
+    for level in levels:
+        for model in level.statistics.models:
+            latency = model.latency
+            times = (
+                ["-"] * 3 if latency is None else [ms(us) for us in (latency.mean_us, latency.p50_us, latency.p99_us)]
+            )
+            goal = (
+                [f"{model.slo_ms:g}", amount(model.within_slo / level.statistics.duration_s)]
+                if model.slo_ms
+                else ["", ""]
+            )
+            errors = str(sum(model.errors.values()))
+            name = [_text(level.record.load.label), _text(model.name)]
+            rows.append([*name, amount(model.inferences_per_s), *times, errors, *goal])
+    yield from _table(
+        [heading(levels), "model", "infer/s", "mean ms", "p50", "p99", "errors", "SLO ms", "goodput/s"], rows
+    )
 
 
 def _cells(level: LevelResult, is_open: bool, has_goal: bool) -> list[str]:

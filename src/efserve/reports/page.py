@@ -156,6 +156,7 @@ def _result(result: BenchResult) -> Markup:
         charts.latency_by_throughput(levels),
         charts.throughput_by_level(levels, load_name),
         charts.delays(levels, load_name),
+        charts.model_latency(levels, load_name),
         charts.server_split(levels),
         charts.batch_sizes(levels),
         charts.distribution(levels),

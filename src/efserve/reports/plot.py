@@ -122,8 +122,13 @@ def xy_plot(  # each is one layer of the picture
         element("div", y.label, class_="ylabel"),
         element("div", picture, class_="plot close" if shares_x else "plot"),
         element("div", x.label, class_="xlabel") if not shares_x else None,
-        class_="chart",
+        class_="chart named" if any(_is_named(extra) for extra in extras) else "chart",
     )
+
+
+def _is_named(extra: Band | Range | Label) -> bool:
+    """True for what has a name above the plot, for which the label of the y axis makes room."""
+    return isinstance(extra, Label) or (isinstance(extra, Band) and bool(extra.name))
 
 
 def _grid(x: Axis, y: Axis, *, named: bool) -> Node:

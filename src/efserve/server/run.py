@@ -68,6 +68,8 @@ def run(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
 
 
 async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
+    if config.ready_file is not None:
+        _remove(config.ready_file)  # of an earlier run: whoever waits for the file waits for this one
     catalog = Catalog(partial(repository_names, config))
     shared = Shared(
         ClientRegions(allowed=config.allow_client_shm),
@@ -146,6 +148,13 @@ def _report(status: ServerStatus, config: ServeConfig, on_ready: Callable[[Serve
     on_ready(status)
     if failed and config.exit_on_error:
         raise LoadFailed(f"model '{failed[0].name}' did not start: {failed[0].reason}")
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise UsageError(f"--ready-file {path} cannot be replaced: {exc.strerror}") from exc
 
 
 def _write_whole(path: Path, data: bytes) -> None:

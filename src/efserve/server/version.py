@@ -16,7 +16,7 @@ from uuid import uuid4
 from efserve.config import delay_scheduler
 from efserve.counters import BACKEND, CANCELED, REJECTED, ModelCounters
 from efserve.devices import Partition
-from efserve.errors import Cancelled, LoadFailed, Unavailable
+from efserve.errors import Cancelled, LoadFailed, Unavailable, WorkerDied
 from efserve.inference import BatchTiming, InferRequest, Outcome
 from efserve.model_config import DEFAULT_MAX_BATCH, ModelConfig
 from efserve.repository import ModelVersion
@@ -211,6 +211,8 @@ class ServedVersion:
                     "model=%s version=%s worker ended: %s; restart in %.1f s", self.name, self.version, reason, delay_s
                 )
                 await asyncio.sleep(delay_s)
+                if self.state is not VersionState.READY:  # another instance has used up the restarts
+                    return
         finally:
             if not started.done():
                 started.set_result(None)
@@ -295,7 +297,14 @@ class ServedVersion:
 
     def _answer_failed(self, failure: Fail) -> None:
         waited_ns = time.monotonic_ns() - failure.request.arrival_ns
-        self.counters.failed(CANCELED if isinstance(failure.error, Cancelled) else REJECTED, waited_ns)
+        match failure.error:
+            case Cancelled():
+                reason = CANCELED
+            case WorkerDied():
+                reason = BACKEND
+            case _:
+                reason = REJECTED
+        self.counters.failed(reason, waited_ns)
         failure.request.done(failure.error)
         self._notice_idle()
 

@@ -11,10 +11,12 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 
 from efserve.engines import base
 from efserve.errors import EfserveError, LoadFailed
+from efserve.foreign import foreign
 from efserve.partitions import cpu
 from efserve.transport import messages
 from efserve.transport.arena import Area
@@ -81,7 +83,8 @@ def _load(
         force_max_batch=spec.force_max_batch,
         spin=spec.spin,
     )
-    engine = base.load(spec.engine, source)
+    with _reporting(spec):
+        engine = base.load(spec.engine, source)
     for kind, specs in (("inputs", engine.config.inputs), ("outputs", engine.config.outputs)):
         if not messages.layout_fits(specs):
             raise LoadFailed(f"the model has {len(specs)} {kind}, more than a batch message can describe")
@@ -100,6 +103,13 @@ def _load(
         engine_version=engine.version,
     )
     return engine, executor, facts
+
+
+def _reporting(spec: WorkerSpec) -> AbstractContextManager[None]:
+    """Makes one sentence of what a library raises about a file; a model in Python is due its whole traceback."""
+    if spec.engine == "python":
+        return nullcontext()
+    return foreign(f"the model in {spec.folder} cannot be loaded", LoadFailed)
 
 
 def _die_with(parent_pid: int) -> None:
