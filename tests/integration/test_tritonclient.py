@@ -121,6 +121,7 @@ def test_trace_settings(tmp_path: Path) -> None:
         changed = client.update_trace_settings("digits", {"trace_level": ["TIMESTAMPS"], "trace_rate": "1"})
         assert changed["trace_rate"] == "1"
         client.infer("digits", [image(1)])
+        assert client.is_server_live()  # answered after the trace has been written
         (line,) = trace.read_text().splitlines()
         stamps = [stamp["ns"] for stamp in json.loads(line)["timestamps"]]
         assert stamps == sorted(stamps)
