@@ -46,6 +46,19 @@ def test_the_worker_with_most_free_slots_gets_the_batch() -> None:
     assert sends(actions) == [(2, 0, 1)]
 
 
+def test_a_cancelled_request_leaves_the_queue_at_once() -> None:
+    r = router(max_queue_size=2)
+    waiting, other = request(), request()
+    assert [list(r.add(each)) for each in (waiting, other)] == [[], []]
+    (action,) = r.cancel(waiting)
+    assert isinstance(action, Fail)
+    assert isinstance(action.error, Cancelled)
+    assert r.pending == 1
+    assert list(r.add(request())) == []  # there is room again
+    assert sends(r.worker_ready(1, 1, 0)) == [(1, 0, 2)]
+    assert list(r.cancel(other)) == []  # it runs
+
+
 def test_nothing_runs_before_enough_wait() -> None:
     held = Router(ModelConfig("m", max_batch_size=8, dynamic_batching=DynamicBatching()), hold_requests=3)
     held.worker_ready(1, 2, 0)

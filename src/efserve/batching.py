@@ -103,6 +103,16 @@ class BatchQueue:
             self._level(request).waiting.appendleft(request)
             self._size += 1
 
+    def remove(self, request: InferRequest) -> bool:
+        """Takes one request out; False when it does not wait here."""
+        level = self._level(request)
+        for line in (level.waiting, level.delayed):
+            if request in line:
+                line.remove(request)
+                self._size -= 1
+                return True
+        return False
+
     def expire(self, now_ns: int) -> list[InferRequest]:
         """Takes out the requests that have waited too long and are to be rejected; delays those to be delayed."""
         if self._next_deadline_ns is None or now_ns < self._next_deadline_ns:

@@ -86,6 +86,10 @@ class Router:
             return (Fail(request, Unavailable("Exceeds maximum queue size")),)
         return self._dispatch(request.arrival_ns)
 
+    def cancel(self, request: InferRequest) -> Sequence[Action]:
+        """The client of a request has gone: it leaves the queue, where it still waits; what runs is not disturbed."""
+        return (Fail(request, Cancelled("the client has gone")),) if self._queue.remove(request) else ()
+
     def worker_ready(self, worker: int, slots: int, now_ns: int) -> Sequence[Action]:
         """A worker can take batches, as many at once as it has slots."""
         assert worker not in self._workers

@@ -133,7 +133,7 @@ class Play:
             case "send" | "hurry" | "urge" | "poison":
                 self.send(what, number, how)
             case "cancel" if self.asked:
-                self.asked[number % len(self.asked)].request.cancelled = True
+                self.asked[number % len(self.asked)].request.cancel()
             case "turn":
                 for _ in range(number):
                     await asyncio.sleep(0)

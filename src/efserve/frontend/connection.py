@@ -51,9 +51,9 @@ class Exchange:
 
     def cancel(self) -> None:
         """The client has gone."""
-        if self.request is not None:
-            self.request.cancelled = True
-            self.request = None
+        request, self.request = self.request, None
+        if request is not None:
+            request.cancel()
 
 
 class Hub:
@@ -152,9 +152,10 @@ class Connection(asyncio.BufferedProtocol):
         self._hub.empty.clear()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for exchange in self._pending:
+        gone = self._pending.copy()
+        self._pending.clear()  # first: what is cancelled is answered at once, to nobody
+        for exchange in gone:
             exchange.cancel()
-        self._pending.clear()
         self._close_input()
         self._hub.connections.discard(self)
         if not self._hub.connections:

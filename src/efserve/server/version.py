@@ -95,6 +95,7 @@ class ServedVersion:
         self._cache = shared.cache if found.config.response_cache else None
         self._cache_owner = uuid4().bytes  # what another load of the model answered is not this one's answer
         self._order: AnswerOrder | None = None  # where the config asks for it
+        self._withdraw = self._withdrawn  # bound once
         self._idle: asyncio.Event | None = None  # while it retires
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
@@ -166,9 +167,14 @@ class ServedVersion:
             return
         if self._cache is not None and self._answer_from_cache(request, self._cache):
             return
+        request.withdraw = self._withdraw
         if self._order is not None:
             self._order.admit(request)
         self._carry_out(router.add(request))
+
+    def _withdrawn(self, request: InferRequest) -> None:
+        if self._router is not None:
+            self._carry_out(self._router.cancel(request))
 
     def _answer_from_cache(self, request: InferRequest, cache: ResponseCache) -> bool:
         """Answers the request if it has been answered before; else has its answer kept."""
