@@ -402,3 +402,24 @@ def test_garbled_bodies_never_break_the_decoder(data: st.DataObject) -> None:
         msgspec.json.encode(str(exc))
     else:
         assert len(tensors[0]) == 4 * 16 * template.rows
+
+
+def test_optional_inputs_may_be_left_out() -> None:
+    specs = tuple(TensorSpec(name, "FP32", (2,)) for name in ("a", "b", "c"))
+    config = ModelConfig("m", "python", 4, specs, specs[:1], optional_inputs=("a", "c"))
+    model = FakeModel(config)
+    binary = {"binary_data_size": 16}
+    head = {"inputs": [{"name": "b", "shape": [2, 2], "datatype": "FP32", "parameters": binary}]}
+    for _ in range(2):
+        template, tensors, _ = decode(model, *body_of(head, bytes(range(16))))
+        assert template.shapes == ((2, -1), (2, 2), (2, -1))
+        assert template.rows == 2
+        assert [bytes(tensor) for tensor in tensors] == [b"", bytes(range(16)), b""]
+    as_json = {"inputs": [{"name": name, "shape": [1, 2], "datatype": "FP32", "data": [1, 2]} for name in "cb"]}
+    other, tensors, _ = decode(model, *body_of(as_json))
+    assert other.shape_key != template.shape_key
+    assert [len(tensor) for tensor in tensors] == [0, 8, 8]
+    assert "expected number of inputs between 1 and 3 but got 1 inputs for model 'm'. Got input(s) ['a']" in error_of(
+        model, {"inputs": [{**head["inputs"][0], "name": "a"}]}, bytes(16)
+    )
+    assert "expected number of inputs between 1 and 3 but got 0 inputs" in error_of(model, {"inputs": []})

@@ -66,6 +66,12 @@ def test_priorities_are_read_and_told() -> None:
     assert parse_config_json(json.dumps(printed), "m") == replace(config, name="m")
 
 
+def test_optional_inputs_are_read_and_told() -> None:
+    config = replace(PARSED, optional_inputs=("x",))
+    assert parse_config(str(config_message(config)), "m") == config
+    assert config_json(config)["input"][0]["optional"] is True
+
+
 def test_warm_up_and_cache_are_read_and_told() -> None:
     inputs = (
         WarmupInput("a", "FP32", (2, 3)),

@@ -99,6 +99,7 @@ class ModelConfig:
     parameters: dict[str, str] = field(default_factory=dict)
     warmup: tuple[WarmupSample, ...] = ()
     response_cache: bool = False
+    optional_inputs: tuple[str, ...] = ()  # names of inputs that a request may leave out
 
     @property
     def batches(self) -> bool:

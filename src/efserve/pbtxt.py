@@ -37,7 +37,7 @@ _SUPPORTED: _Fields = {
     "platform": {},
     "backend": {},
     "max_batch_size": {},
-    "input": {"name": {}, "data_type": {}, "dims": {}},
+    "input": {"name": {}, "data_type": {}, "dims": {}, "optional": {}},
     "output": {"name": {}, "data_type": {}, "dims": {}, "label_filename": {}},
     "version_policy": {},
     "instance_group": {"name": {}, "kind": {}, "count": {}},
@@ -120,6 +120,7 @@ def _from_message(message: Any, name: str) -> ModelConfig:
         parameters={key: value.string_value for key, value in message.parameters.items()},
         warmup=tuple(_warmup(sample, name) for sample in message.model_warmup),
         response_cache=message.response_cache.enable,
+        optional_inputs=tuple(tensor.name for tensor in message.input if tensor.optional),
     )
 
 
@@ -143,7 +144,8 @@ def config_message(config: ModelConfig) -> Any:
         default_model_filename=config.default_model_filename,
     )
     for spec in config.inputs:
-        message.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.dims)
+        optional = spec.name in config.optional_inputs
+        message.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.dims, optional=optional)
     for spec in config.outputs:
         labels = config.label_filenames.get(spec.name, "")
         message.output.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.dims, label_filename=labels)

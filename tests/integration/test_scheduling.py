@@ -108,3 +108,34 @@ def test_equal_requests_are_answered_from_the_cache(tmp_path: Path) -> None:
         assert (counts["cache_hit"], counts["cache_miss"]) == (1, 1)
         assert (counts["success"], counts["queue"], counts["compute_infer"]) == (2, 2, 1)
         assert (spent["inference_count"], spent["execution_count"]) == (1, 1)
+
+
+def test_optional_inputs_are_not_in_the_model_s_dict(tmp_path: Path) -> None:
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "model.py").write_text("""
+import numpy as np
+class Model:
+    def __init__(self, config, folder):
+        pass
+    def infer(self, inputs):
+        return {"output": np.full((1, 1), sum(2 ** "abc".index(name) for name in inputs), np.float32)}
+""")
+    inputs = "".join(
+        f'input {{ name: "{name}" data_type: {kind} dims: 1 optional: {str(optional).lower()} }}\n'
+        for name, kind, optional in (
+            ("a", "TYPE_STRING", "true"),
+            ("b", "TYPE_FP32", "false"),
+            ("c", "TYPE_INT8", "true"),
+        )
+    )
+    output = 'output { name: "output" data_type: TYPE_FP32 dims: 1 }'
+    (tmp_path / "m" / "config.pbtxt").write_text(f'backend: "python"\nmax_batch_size: 1\n{inputs}{output}')
+    values = {"a": np.array([["x"]], np.object_), "b": np.ones((1, 1), np.float32), "c": np.ones((1, 1), np.int8)}
+    with serve(repository=tmp_path) as server, triton.InferenceServerClient(server.address) as client:
+        for names, expected in (("b", 2), ("ab", 3), ("bc", 6), ("abc", 7), ("b", 2)):
+            given = []
+            for name in names:
+                datatype = {"a": "BYTES", "b": "FP32", "c": "INT8"}[name]
+                given.append(triton.InferInput(name, [1, 1], datatype))
+                given[-1].set_data_from_numpy(values[name])
+            assert client.infer("m", given).as_numpy("output")[0, 0] == expected

@@ -8,7 +8,7 @@ in front of an otherwise equal head, so an id there is looked past.
 import re
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, NamedTuple, Protocol
 
@@ -19,7 +19,7 @@ from efserve.codec.v2_json import InputHead, OutputHead, RequestHead, parse_para
 from efserve.errors import InvalidRequest, Unsupported
 from efserve.inference import Body, Buffer
 from efserve.model_config import ModelConfig
-from efserve.tensors import Shape, TensorSpec, byte_size, bytes_element_ends
+from efserve.tensors import ABSENT_DIM, Shape, TensorSpec, byte_size, bytes_element_ends
 
 MAX_CACHED_TEXT_BYTES = 1024
 MAX_CACHED_TEMPLATES = 256
@@ -265,6 +265,8 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
     if asked.sequence_id or asked.sequence_start or asked.sequence_end:
         raise Unsupported(f"model '{config.name}' has no sequence batching; send requests without sequence parameters")
     given = _by_name(config, head.inputs)
+    if len(given) < len(config.inputs):  # the rest is optional
+        config = replace(config, inputs=tuple(spec for spec in config.inputs if spec.name in given))
     for spec in config.inputs:
         if given[spec.name].datatype != spec.datatype:
             raise InvalidRequest(
@@ -289,6 +291,8 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
         if spec.datatype == "BYTES" and place is not None and given[spec.name].parameters.binary_data_size is not None
     )
     in_memory = _memory_inputs(config, given, shapes)
+    if config is not model.config:
+        shapes, slices, in_memory = _with_absent(model.config, given, rows, (shapes, slices, in_memory))
     outputs = _plan_outputs(config, model.labels, head.outputs, default_binary=asked.binary_data_output)
     return Template(
         model_name=config.name,
@@ -308,6 +312,21 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
     )
 
 
+_Parts = tuple[tuple[Shape, ...], tuple[tuple[int, int] | None, ...], tuple[MemoryInput | None, ...]]
+
+
+def _with_absent(config: ModelConfig, given: Mapping[str, InputHead], rows: int, parts: _Parts) -> _Parts:
+    """Shapes, slices and places in memory of the inputs that were given, with those of the others between them."""
+    shapes, slices, in_memory = iter(parts[0]), iter(parts[1]), iter(parts[2])
+    absent = (rows, ABSENT_DIM) if config.batches else (ABSENT_DIM,)
+    names = [spec.name for spec in config.inputs]
+    return (
+        tuple([next(shapes) if name in given else absent for name in names]),
+        tuple([next(slices) if name in given else (0, 0) for name in names]),
+        tuple([next(in_memory) if name in given else None for name in names]) if parts[2] else (),
+    )
+
+
 def _by_name(config: ModelConfig, inputs: list[InputHead]) -> dict[str, InputHead]:
     given: dict[str, InputHead] = {}
     known = {spec.name for spec in config.inputs}
@@ -315,10 +334,14 @@ def _by_name(config: ModelConfig, inputs: list[InputHead]) -> dict[str, InputHea
         if item.name in given:
             raise InvalidRequest(f"input '{item.name}' appears twice in the request for model '{config.name}'")
         given[item.name] = item
-    missing = [spec.name for spec in config.inputs if spec.name not in given]
-    if missing:
+    optional = config.optional_inputs
+    missing = [spec.name for spec in config.inputs if spec.name not in given and spec.name not in optional]
+    if missing or not given:
+        expected = f"{len(known)} inputs"
+        if optional:
+            expected = f"number of inputs between {max(1, len(known) - len(optional))} and {len(known)}"
         raise InvalidRequest(
-            f"expected {len(known)} inputs but got {len(given)} inputs for model '{config.name}'. "
+            f"expected {expected} but got {len(given)} inputs for model '{config.name}'. "
             f"Got input(s) {_quoted(given)}, but missing required input(s) {_quoted(missing)}. "
             "Please provide all required input(s)."
         )

@@ -12,7 +12,7 @@ import numpy as np
 
 from efserve.engines.base import Engine
 from efserve.errors import EfserveError, InferenceFailed
-from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec, byte_size, to_array, to_wire
+from efserve.tensors import ABSENT, ABSENT_DIM, NUMPY_DTYPES, Array, Shape, TensorSpec, byte_size, to_array, to_wire
 from efserve.transport import messages
 from efserve.transport.arena import Area
 from efserve.transport.messages import Piece
@@ -123,7 +123,9 @@ class Executor:
         inputs: list[Array] = []
         strings = []
         for index, (spec, piece) in enumerate(zip(self._config.inputs, pieces, strict=True)):
-            if spec.datatype == "BYTES":
+            if piece.shape[-1:] == (ABSENT_DIM,):
+                inputs.append(ABSENT)
+            elif spec.datatype == "BYTES":
                 strings.append((index, piece))
                 inputs.append(np.empty(0, np.object_))
             else:
