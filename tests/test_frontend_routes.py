@@ -1,6 +1,5 @@
 """Every route of the v2 port: its answer, and what is not allowed, not found or not offered."""
 
-import gzip
 import json
 from typing import Any
 
@@ -146,13 +145,11 @@ def test_head_has_the_head_only() -> None:
     assert call(service(), "HEAD /none")[::2] == (404, b"")
 
 
-def test_small_answers_are_compressed_when_asked() -> None:
+def test_small_answers_are_never_compressed() -> None:
+    """Triton's asyncio client offers to take gzip and reads none."""
     _, head, body = call(service(), "GET /v2", b"", "Accept-Encoding: gzip")
-    assert b"Content-Encoding: gzip" in head
-    assert json.loads(gzip.decompress(body))["name"] == "triton"
-    packed = gzip.compress(b'{"ready": true}')
-    assert call(service(), "POST /v2/repository/index", packed, "Content-Encoding: gzip")[0] == 200
-    assert call(service(), "POST /v2/repository/index", b"x", "Content-Encoding: br")[0] == 501
+    assert b"Content-Encoding" not in head
+    assert json.loads(body)["name"] == "triton"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """System shared memory with tritonclient's own helpers, and what a server without a GPU says of CUDA memory."""
 
+import asyncio
 import itertools
 import os
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from tritonclient import http as triton
+from tritonclient.http import aio
 from tritonclient.utils import InferenceServerException
 from tritonclient.utils import shared_memory as shm
 
@@ -130,3 +132,16 @@ def test_it_is_off_unless_it_is_allowed() -> None:
         assert client.get_system_shared_memory_status() == []
         with pytest.raises(InferenceServerException, match="--allow-client-shm"):
             client.register_system_shared_memory("x", "/x", 16)
+
+
+def test_the_asyncio_client(server: RunningServer, client: triton.InferenceServerClient) -> None:
+    values = images(2)
+
+    async def infer() -> object:
+        async with aio.InferenceServerClient(server.address) as own:
+            assert [entry["name"] for entry in await own.get_system_shared_memory_status()] == ["in"]
+            return (await own.infer("digits", [in_memory("in", 2)])).as_numpy("scores")
+
+    with region(client, "in", 4096) as given:
+        shm.set_shared_memory_region(given, [values])
+        assert asyncio.run(infer()) == pytest.approx(plain(client, values))

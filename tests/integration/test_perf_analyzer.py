@@ -67,3 +67,9 @@ def test_strings_in_shared_memory(perf_analyzer: PerfAnalyzer) -> None:
             strings = ("--string-data", "hello", *memory)
             ended = perf_analyzer("-m", "echo", "-u", server.address, *shapes, *strings, *QUICK)
             assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_collect_metrics(server: RunningServer, perf_analyzer: PerfAnalyzer) -> None:
+    metrics = ("--collect-metrics", "--metrics-url", f"{server.status['metrics']}/metrics")
+    ended = perf_analyzer("-m", "digits", "-u", server.address, *metrics, *QUICK)
+    assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -10,20 +10,31 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from efserve.codec.regions import ClientMemory, RegionPlace, Window
-from efserve.codec.v2_json import InputHead, OutputHead, RequestHead, parse_parameters, parse_request, wire_from_json
+from efserve.codec.v2_inputs import (
+    MemoryInput,
+    by_name,
+    check_rows,
+    check_shape,
+    check_size,
+    listed,
+    memory_inputs,
+    shape_key_of,
+    tail_places,
+    with_absent,
+)
+from efserve.codec.v2_json import OutputHead, RequestHead, parse_parameters, parse_request, wire_from_json
 from efserve.errors import InvalidRequest, Unsupported
 from efserve.inference import Body, Buffer
 from efserve.model_config import ModelConfig
-from efserve.tensors import ABSENT_DIM, Shape, TensorSpec, byte_size, bytes_element_ends
+from efserve.tensors import Shape, TensorSpec, byte_size, bytes_element_ends
 
 MAX_CACHED_TEXT_BYTES = 1024
 MAX_CACHED_TEMPLATES = 256
-MAX_ELEMENTS = 1 << 48  # of a tensor, zero dimensions not counted: numpy's sizes and strides are 64-bit bytes
 
 _LEADING_ID = re.compile(rb'\{"id":"([\w.:+/=@-]{0,128})",')  # of characters that mean themselves in JSON
 
@@ -53,23 +64,6 @@ class OutputPlan:
     classes: int = 0  # > 0: the top classes instead of the tensor
     labels: tuple[str, ...] = ()
     place: RegionPlace | None = None  # it goes to the client's shared memory instead of the answer
-
-
-class MemoryInput(NamedTuple):
-    """An input in the client's shared memory."""
-
-    place: RegionPlace
-    elements: int  # of BYTES; -1 for other datatypes
-    what: str  # its name for errors
-
-    def read(self, memory: ClientMemory) -> Buffer:
-        """Its bytes; strings are checked, and copied first, so that they stay what was checked."""
-        data = memory.read(self.place)
-        if self.elements < 0:
-            return data
-        copied = bytes(data)
-        bytes_element_ends(copied, self.elements, self.what)
-        return copied
 
 
 @dataclass(slots=True, eq=False)
@@ -227,10 +221,10 @@ def _decode_raw(config: ModelConfig, model: ModelView, body: Body) -> Decoded:
     if spec.datatype == "BYTES":
         body = len(body).to_bytes(4, "little") + bytes(body)  # the body is the one element
     shape = _raw_shape(config, spec, len(body))
-    rows = _check_rows(config, [shape])
-    _check_shape(config, spec, shape)
+    rows = check_rows(config, [shape])
+    check_shape(config, spec, shape)
     outputs = _plan_outputs(config, model.labels, [], default_binary=True)
-    place, key = (0, len(body)), _shape_key(config, (shape,))
+    place, key = (0, len(body)), shape_key_of(config, (shape,))
     template = Template(
         config.name, model.version, (shape,), rows, key, 0, (place,), len(body), (), outputs, config.batches
     )
@@ -245,14 +239,14 @@ def _raw_shape(config: ModelConfig, spec: TensorSpec, size_bytes: int) -> Shape:
         whole = (1, *spec.dims)
     if whole.count(-1) > 1:
         raise InvalidRequest(
-            f"the shape of raw input '{spec.name}' of model '{config.name}' cannot be deduced: {_list(whole)} has more "
-            "than one free dimension"
+            f"the shape of raw input '{spec.name}' of model '{config.name}' cannot be deduced: {listed(whole)} has "
+            "more than one free dimension"
         )
     unit = byte_size(spec.datatype, [dim for dim in whole if dim != -1])
     count, left = divmod(size_bytes, unit) if unit else (0, size_bytes)
     if left or (-1 not in whole and count != 1):
         raise InvalidRequest(
-            f"raw input '{spec.name}' of model '{config.name}' has {size_bytes} bytes, its shape {_list(whole)} needs "
+            f"raw input '{spec.name}' of model '{config.name}' has {size_bytes} bytes, its shape {listed(whole)} needs "
             f"{'a multiple of ' if -1 in whole else ''}{unit}"
         )
     return tuple(count if dim == -1 else dim for dim in whole)
@@ -264,7 +258,7 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
     asked = parse_parameters(head.parameters)
     if asked.sequence_id or asked.sequence_start or asked.sequence_end:
         raise Unsupported(f"model '{config.name}' has no sequence batching; send requests without sequence parameters")
-    given = _by_name(config, head.inputs)
+    given = by_name(config, head.inputs)
     if len(given) < len(config.inputs):  # the rest is optional
         config = replace(config, inputs=tuple(spec for spec in config.inputs if spec.name in given))
     for spec in config.inputs:
@@ -274,32 +268,32 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
                 f"but model '{config.name}' expects '{spec.datatype}'"
             )
     shapes = tuple(tuple(given[spec.name].shape) for spec in config.inputs)
-    rows = _check_rows(config, shapes)
+    rows = check_rows(config, shapes)
     for spec, shape in zip(config.inputs, shapes, strict=True):
-        _check_shape(config, spec, shape)
-    places, tail_bytes = _tail_places(head.inputs)
+        check_shape(config, spec, shape)
+    places, tail_bytes = tail_places(head.inputs)
     for spec, shape in zip(config.inputs, shapes, strict=True):
         parameters = given[spec.name].parameters
         size = parameters.binary_data_size
         if parameters.shared_memory_region is not None:
             size = parameters.shared_memory_byte_size
-        _check_size(config, spec, shape, size)
+        check_size(config, spec, shape, size)
     slices = tuple(places.get(spec.name) for spec in config.inputs)
     strings = tuple(
         (*place, prod(shape), f"input '{spec.name}' of model '{config.name}'")
         for spec, shape, place in zip(config.inputs, shapes, slices, strict=True)
         if spec.datatype == "BYTES" and place is not None and given[spec.name].parameters.binary_data_size is not None
     )
-    in_memory = _memory_inputs(config, given, shapes)
+    in_memory = memory_inputs(config, given, shapes)
     if config is not model.config:
-        shapes, slices, in_memory = _with_absent(model.config, given, rows, (shapes, slices, in_memory))
+        shapes, slices, in_memory = with_absent(model.config, given, rows, (shapes, slices, in_memory))
     outputs = _plan_outputs(config, model.labels, head.outputs, default_binary=asked.binary_data_output)
     return Template(
         model_name=config.name,
         model_version=model.version,
         shapes=shapes,
         rows=rows,
-        shape_key=_shape_key(config, shapes),
+        shape_key=shape_key_of(config, shapes),
         timeout_us=asked.timeout,
         slices=slices,
         tail_bytes=tail_bytes,
@@ -310,132 +304,6 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
         in_memory=in_memory,
         memory=model.memory if in_memory or any(plan.place for plan in outputs) else None,
     )
-
-
-_Parts = tuple[tuple[Shape, ...], tuple[tuple[int, int] | None, ...], tuple[MemoryInput | None, ...]]
-
-
-def _with_absent(config: ModelConfig, given: Mapping[str, InputHead], rows: int, parts: _Parts) -> _Parts:
-    """Shapes, slices and places in memory of the inputs that were given, with those of the others between them."""
-    shapes, slices, in_memory = iter(parts[0]), iter(parts[1]), iter(parts[2])
-    absent = (rows, ABSENT_DIM) if config.batches else (ABSENT_DIM,)
-    names = [spec.name for spec in config.inputs]
-    return (
-        tuple([next(shapes) if name in given else absent for name in names]),
-        tuple([next(slices) if name in given else (0, 0) for name in names]),
-        tuple([next(in_memory) if name in given else None for name in names]) if parts[2] else (),
-    )
-
-
-def _by_name(config: ModelConfig, inputs: list[InputHead]) -> dict[str, InputHead]:
-    given: dict[str, InputHead] = {}
-    known = {spec.name for spec in config.inputs}
-    for item in inputs:
-        if item.name in given:
-            raise InvalidRequest(f"input '{item.name}' appears twice in the request for model '{config.name}'")
-        given[item.name] = item
-    optional = config.optional_inputs
-    missing = [spec.name for spec in config.inputs if spec.name not in given and spec.name not in optional]
-    if missing or not given:
-        expected = f"{len(known)} inputs"
-        if optional:
-            expected = f"number of inputs between {max(1, len(known) - len(optional))} and {len(known)}"
-        raise InvalidRequest(
-            f"expected {expected} but got {len(given)} inputs for model '{config.name}'. "
-            f"Got input(s) {_quoted(given)}, but missing required input(s) {_quoted(missing)}. "
-            "Please provide all required input(s)."
-        )
-    for name in given:
-        if name not in known:
-            raise InvalidRequest(f"unexpected inference input '{name}' for model '{config.name}'")
-    return given
-
-
-def _tail_places(inputs: list[InputHead]) -> tuple[dict[str, tuple[int, int]], int]:
-    """Where each binary input lies in the tail, which follows the request's own order; and the tail's length."""
-    places: dict[str, tuple[int, int]] = {}
-    at = 0
-    for item in inputs:
-        size = item.parameters.binary_data_size
-        region = item.parameters.shared_memory_region
-        if (size is not None) + (region is not None) + bool(bytes(item.data)) != 1:
-            raise InvalidRequest(
-                f"input '{item.name}' must have exactly one of 'data', 'binary_data_size' and 'shared_memory_region'"
-            )
-        if region is not None:
-            places[item.name] = (at, at)
-        if size is not None:
-            places[item.name] = (at, at + size)
-            at += size
-    return places, at
-
-
-def _memory_inputs(
-    config: ModelConfig, given: Mapping[str, InputHead], shapes: tuple[Shape, ...]
-) -> tuple[MemoryInput | None, ...]:
-    """Of each input where it is in shared memory; () where none is."""
-    found: list[MemoryInput | None] = []
-    for spec, shape in zip(config.inputs, shapes, strict=True):
-        parameters = given[spec.name].parameters
-        item = None
-        if parameters.shared_memory_region is not None:
-            place = RegionPlace(
-                parameters.shared_memory_region, parameters.shared_memory_offset, parameters.shared_memory_byte_size
-            )
-            elements = prod(shape) if spec.datatype == "BYTES" else -1
-            item = MemoryInput(place, elements, f"input '{spec.name}' of model '{config.name}'")
-        found.append(item)
-    return tuple(found) if any(found) else ()
-
-
-def _check_rows(config: ModelConfig, shapes: "list[Shape] | tuple[Shape, ...]") -> int:
-    """Number of rows of a request: the first dimension of every input of a model that batches."""
-    if not config.batches:
-        return 1
-    rows = shapes[0][0] if shapes and shapes[0] else 0
-    for spec, shape in zip(config.inputs, shapes, strict=True):
-        if not shape:
-            raise InvalidRequest(
-                f"input '{spec.name}' has no shape but model requires batch dimension for '{config.name}'"
-            )
-        if shape[0] != rows:
-            raise InvalidRequest(f"input '{spec.name}' batch size does not match other inputs for '{config.name}'")
-    if rows > config.max_batch_size:
-        raise InvalidRequest(f"inference request batch-size must be <= {config.max_batch_size} for '{config.name}'")
-    if rows < 1:
-        raise InvalidRequest(f"inference request batch-size must be >= 1 for '{config.name}'")
-    return rows
-
-
-def _check_shape(config: ModelConfig, spec: TensorSpec, shape: Shape) -> None:
-    whole = config.input_shape(spec)
-    fits = len(shape) == len(whole) and all(
-        got >= 0 and want in (-1, got) for got, want in zip(shape, whole, strict=True)
-    )
-    if not fits:
-        raise InvalidRequest(
-            f"unexpected shape for input '{spec.name}' for model '{config.name}'. "
-            f"Expected {_list(whole)}, got {_list(shape)}"
-        )
-    if prod([dim or 1 for dim in shape]) > MAX_ELEMENTS:  # only where a zero makes the tensor empty after all
-        raise InvalidRequest(
-            f"unexpected shape for input '{spec.name}' for model '{config.name}': {_list(shape)} is beyond all memory"
-        )
-
-
-def _check_size(config: ModelConfig, spec: TensorSpec, shape: Shape, given: int | None) -> None:
-    if given is None or spec.datatype == "BYTES":
-        return
-    expected = byte_size(spec.datatype, shape)
-    if given != expected:
-        raise InvalidRequest(
-            f"input byte size mismatch for input '{spec.name}' for model '{config.name}'. "
-            f"Expected {expected}, got {given}"
-        )
-
-
-def _shape_key(config: ModelConfig, shapes: tuple[Shape, ...]) -> object:
-    return tuple(shape[1:] for shape in shapes) if config.batches else shapes
 
 
 def _plan_outputs(
@@ -476,11 +344,3 @@ def _check_output(config: ModelConfig, plan: OutputPlan) -> None:
         raise InvalidRequest(f"{what}: 'classification' cannot be set with 'shared_memory_region'")
     if not (plan.binary or plan.classes or plan.place is not None) and datatype in ("FP16", "BF16"):
         raise InvalidRequest(f"{what}: {datatype} has no JSON form; ask for it with binary_data true")
-
-
-def _list(shape: Shape) -> str:
-    return "[" + ",".join(map(str, shape)) + "]"
-
-
-def _quoted(names: "Mapping[str, InputHead] | list[str]") -> str:
-    return "[" + ",".join(f"'{name}'" for name in names) + "]"

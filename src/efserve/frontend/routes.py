@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import msgspec
 
 from efserve import __version__
-from efserve.codec.compression import choose_encoding, deflate, inflate
+from efserve.codec.compression import inflate
 from efserve.codec.v2_json import parse_as
 from efserve.codec.v2_models import index_entry, model_metadata, server_metadata, statistics
 from efserve.errors import EfserveError, NotFound, Unavailable
@@ -20,9 +20,7 @@ from efserve.frontend.infer import InferHandler
 from efserve.frontend.memory import MemoryRoutes
 from efserve.frontend.responses import (
     INTERNAL_ERROR,
-    JSON_TYPE,
     Response,
-    answer_head,
     encode,
     error_response,
     json_response,
@@ -160,10 +158,11 @@ class IndexRequest(msgspec.Struct):
 class Small:
     """Handler of the small routes: decodes the body, encodes the answer, turns errors into answers.
 
+    Answers are never compressed: Triton compresses inferences alone, and its asyncio client expects no more.
     A route that takes time answers with a coroutine, which goes on even if the client goes away.
     """
 
-    __slots__ = ("_accept", "_encoding", "_guard", "_max_bytes", "_names", "_route", "_with_body")
+    __slots__ = ("_encoding", "_guard", "_max_bytes", "_names", "_route", "_with_body")
 
     def __init__(
         self,
@@ -179,12 +178,11 @@ class Small:
         self._max_bytes = max_bytes
         self._with_body = head.method != b"HEAD"
         self._encoding = head.content_encoding.decode("latin-1")
-        self._accept = choose_encoding(head.accept_encoding.decode("latin-1")) if head.accept_encoding else ""
 
     def __call__(self, exchange: Exchange, body: Body) -> None:
         result = self._begin(exchange, body)
         if isinstance(result, Response):
-            exchange.respond(self._encode(result))
+            exchange.respond(encode(result, with_body=self._with_body))
         else:
             exchange.task = asyncio.get_running_loop().create_task(self._finish(exchange, result))
 
@@ -205,15 +203,7 @@ class Small:
             logger.exception("request failed: %s", exchange.head.target.decode("latin-1"))
             exchange.respond(INTERNAL_ERROR)
             return
-        exchange.respond(self._encode(response))
-
-    def _encode(self, response: Response) -> bytes:
-        if not (self._accept and response.body):
-            return encode(response, with_body=self._with_body)
-        data = deflate([response.body], self._accept)
-        extra = b"Content-Encoding: %b\r\n" % self._accept.encode()
-        head = answer_head(len(data), JSON_TYPE, status=response.status, extra=extra)
-        return head + data if self._with_body else head
+        exchange.respond(encode(response, with_body=self._with_body))
 
 
 def _path(target: bytes) -> tuple[str, ...]:
