@@ -11,7 +11,7 @@ from efserve.errors import UsageError
 from efserve.loadtest.config import BenchConfig
 from efserve.loadtest.job import ClientsJob, ClosedJob, OpenJob, Schedule
 from efserve.loadtest.levels import parse_range, parse_rates
-from efserve.loadtest.loads import lasts_to_the_end, read_mix, work_of
+from efserve.loadtest.loads import SPARE_S, lasts_to_the_end, read_mix, work_of
 from efserve.records import Load
 
 QUICK = BenchConfig(duration_s=2.0, warmup_s=1.0, window_ms=500)
@@ -51,7 +51,7 @@ def test_ranges_of_a_shape() -> None:
 
 def test_a_rate_lasts_beyond_the_last_window() -> None:
     times = schedule(replace(QUICK, request_rate="100")).dues_ns
-    assert len(times) == 100 * (1 + 2 + 2 * 0.5)
+    assert len(times) == 100 * (1 + 2 + SPARE_S)
     assert np.diff(times).tolist() == pytest.approx([1e7] * (len(times) - 1), abs=1)
 
 
@@ -80,9 +80,9 @@ def test_a_workload_mixes_its_models(tmp_path: Path) -> None:
     assert mix.load() == Load("rate", 150.0, "mixed", label="mixed 150/s")
     found = schedule(config)
     assert (np.diff(found.dues_ns) >= 0).all()
-    assert np.bincount(found.models).tolist() == [400, 200]
+    assert np.bincount(found.models).tolist() == [800, 400]
     twice = schedule(config, Load.rate(300))
-    assert np.bincount(twice.models).tolist() == [800, 400]
+    assert np.bincount(twice.models).tolist() == [1600, 800]
 
 
 def test_a_yaml_workload_says_the_same(tmp_path: Path) -> None:

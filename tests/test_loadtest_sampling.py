@@ -3,10 +3,7 @@
 import asyncio
 import math
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,33 +11,15 @@ import uvloop
 
 from byte_server import Script, serving
 from efserve.errors import UsageError
-from efserve.loadtest.processes import is_loopback, listeners, usage, with_children
-from efserve.loadtest.sampling import GaugeSampler, MetricsPage, metrics_page, server_pids
+from efserve.loadtest.processes import usage, with_children
+from efserve.loadtest.sampling import GaugeSampler, MetricsPage, metrics_page
 from efserve.records import Samples
+from family import family
 
 PAGE = b'nv_inference_request_success{model="echo"} 7\nnv_gpu_utilization{gpu_uuid="a"} 0.25\n'
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(PAGE), PAGE)
 BAD = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"
 PERIOD_S = 0.02
-
-# Says its pid and that of its child, then both wait for the end of their input; the child burns a core when told.
-FAMILY = """
-import os, subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
-print(child.pid, flush=True)
-sys.stdin.read()
-child.communicate()
-"""
-
-
-@pytest.fixture
-def family() -> Iterator[tuple[int, int]]:
-    """A process and its child."""
-    with subprocess.Popen(
-        [sys.executable, "-c", FAMILY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        yield process.pid, int(process.stdout.readline())
 
 
 async def sample(sampler: GaugeSampler, until: float) -> Samples:
@@ -57,11 +36,11 @@ async def sample(sampler: GaugeSampler, until: float) -> Samples:
     return found
 
 
-def test_the_processes_of_client_and_server_are_told_apart(family: tuple[int, int]) -> None:
-    pids = with_children([family[0]])
-    assert pids is not None
-    assert (pids.gateway, pids.workers) == ((family[0],), (family[1],))
-    found = uvloop.run(sample(GaugeSampler([os.getpid()], pids, None, PERIOD_S), 5.5 * PERIOD_S))
+def test_the_processes_of_client_and_server_are_told_apart() -> None:
+    with family() as pids:
+        server = with_children(pids[:1])
+        found = uvloop.run(sample(GaugeSampler([os.getpid()], server, None, PERIOD_S), 5.5 * PERIOD_S))
+        rss_bytes = usage(pids).rss_bytes
     assert set(found.series) == {
         "client_cpu_cores",
         "client_rss_bytes",
@@ -70,20 +49,11 @@ def test_the_processes_of_client_and_server_are_told_apart(family: tuple[int, in
         "workers_cpu_cores",
         "server_rss_bytes",
     }
-    assert 4 <= found.time_us.size <= 7
+    assert 2 <= found.time_us.size <= 7
     assert math.isnan(found.series["client_cpu_cores"][0])
     assert 0 <= found.series["server_cpu_cores"][-1] < 3
-    assert found.series["server_rss_bytes"][-1] == usage(family).rss_bytes > 1 << 20
+    assert rss_bytes >= found.series["server_rss_bytes"][-1] > 1 << 20  # they may still be starting
     assert found.remark == ""
-
-
-def test_usage_is_what_the_system_says() -> None:
-    before = usage([os.getpid()])
-    until = time.process_time() + 0.1
-    while time.process_time() < until:
-        pass
-    assert usage([os.getpid()]).cpu_s - before.cpu_s == pytest.approx(0.1, abs=0.04)
-    assert usage([2**22 + 1]) == usage([])
 
 
 def test_a_page_is_read_each_time() -> None:
@@ -101,7 +71,7 @@ def test_a_page_that_fails_is_given_up_with_a_word() -> None:
     async def main() -> tuple[Samples, int]:
         script = Script([BAD], "close")
         async with serving(script) as url:
-            return await sample(GaugeSampler([os.getpid()], None, MetricsPage(url), PERIOD_S), 8 * PERIOD_S), (
+            return await sample(GaugeSampler([os.getpid()], None, MetricsPage(url), PERIOD_S), 20 * PERIOD_S), (
                 script.requests
             )
 
@@ -150,26 +120,3 @@ def test_the_embedded_server_tells_its_page() -> None:
     page = uvloop.run(metrics_page("", "http://127.0.0.1:5", "http://127.0.0.1:6", "m"))
     assert page is not None
     assert page.url == "http://127.0.0.1:5/metrics"
-
-
-def test_the_process_that_listens_is_found() -> None:
-    async def main() -> None:
-        async with serving(Script([])) as url:
-            port = int(url.rpartition(":")[2])
-            assert listeners("127.0.0.1", port) == [os.getpid()]
-            assert listeners("192.0.2.1", port) == []
-            assert server_pids(url, None) is None  # client and server in one process cannot be told apart
-        assert listeners("127.0.0.1", port) == []
-
-    uvloop.run(main())
-
-
-def test_the_processes_of_an_embedded_server(family: tuple[int, int]) -> None:
-    assert server_pids("http://127.0.0.1:1", family[0]) == with_children([family[0]])
-    assert with_children([2**22 + 1]) is None
-    assert with_children([]) is None
-
-
-def test_loopback() -> None:
-    assert all(is_loopback(host) for host in ("localhost", "127.0.0.1", "127.8.8.8", "::1"))
-    assert not any(is_loopback(host) for host in ("example.org", "10.0.0.1", "0.0.0.0", ""))

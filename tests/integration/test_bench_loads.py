@@ -117,9 +117,9 @@ def test_images_are_prepared_as_the_models_config_says(tmp_path: Path) -> None:
     assert result.target.config["parameters"]["image.interpolation"]["string_value"] == "box"
 
 
-def test_a_dead_process_of_load_is_told_at_once(tmp_path: Path, slow_url: str) -> None:
-    command = [*BENCH, "--url", slow_url, "--request-rate", "50", "--processes", "2", "--duration", "60"]
-    command += ["--window", "20000"]
+@pytest.mark.parametrize("load", [("--duration", "60"), ("--request-count", "3000", "--duration", "60")])
+def test_a_dead_process_of_load_is_told_at_once(tmp_path: Path, slow_url: str, load: tuple[str, ...]) -> None:
+    command = [*BENCH, "--url", slow_url, "--request-rate", "50", "--processes", "2", *load, "--window", "20000"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for _ in range(2):  # target, heading: load begins

@@ -151,7 +151,7 @@ async def prepared(config: BenchConfig, observer: Observer, stop: asyncio.Event)
             start = stack.enter_async_context(embedded_server(config.server_options(), models))
             server = await _unless_stopped(start, stop)
         client = V2Client(server.url if server else config.url, min(CONTROL_DEADLINE_S, config.timeout_s))
-        target, found = await _unless_stopped(_find(config, mix, client, server), stop)
+        target, found, mix = await _unless_stopped(_find(config, mix, client, server), stop)
         bench = Bench(config, server, target, found, mix, children, observer, stop)
         metrics_url, first = server.metrics_url if server else "", found[0].info.name
         page = await metrics_page(config.metrics_url, metrics_url, target.url, first)
@@ -163,7 +163,7 @@ async def prepared(config: BenchConfig, observer: Observer, stop: asyncio.Event)
 
 async def _find(
     config: BenchConfig, mix: Mix, client: V2Client, server: EmbeddedServer | None
-) -> tuple[Target, tuple[TargetModel, ...]]:
+) -> tuple[Target, tuple[TargetModel, ...], Mix]:
     info = await client.server()
     goals = config.slo_ms
     found = []
@@ -172,11 +172,13 @@ async def _find(
         single = _of_share(config, share) if share else replace(config, model=name or config.model)
         default = {"": share.slo_ms} if share else {}
         found.append(await find_model(single, client, info, server.unready if server else {}, default | goals))
-    names = {model.info.name for model in found}
+    names = [model.info.name for model in found]
     for name in goals:
         if name and name not in names:
-            raise UsageError(f"--goodput {name}: that model is not measured; measured: {', '.join(sorted(names))}")
-    return described(client, info, found, embedded=server is not None), tuple(found)
+            raise UsageError(f"--goodput {name}: that model is not measured; measured: {', '.join(names)}")
+    if mix.trace is not None:
+        found = [model for index, model in enumerate(found) if model.info.name not in names[:index]]
+    return described(client, info, found, embedded=server is not None), tuple(found), mix.resolved(names)
 
 
 def _of_share(config: BenchConfig, share: Share) -> BenchConfig:

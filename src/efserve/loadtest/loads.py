@@ -17,7 +17,7 @@ from efserve.records import Load
 
 DEFAULT_CLIENTS_FACTOR = 20  # clients in all, of those at a time
 DEFAULT_REQUESTS_PER_CLIENT = 10
-SPARE_WINDOWS = 2  # of load behind the last one: it goes on until the level is read out
+SPARE_S = 5.0  # of load behind the last window: it goes on while a busy server is slow to give its statistics
 MAX_REQUESTS = 50_000_000  # of one schedule
 
 
@@ -33,6 +33,14 @@ class Mix:
     def rate(self) -> float:
         """Requests/s of a workload, all models together."""
         return sum(share.rate for share in self.shares)
+
+    def resolved(self, names: Sequence[str]) -> "Mix":
+        """A trace whose requests without a model go to the one that was found for them; `names`: of all that were."""
+        if self.trace is None:
+            return self
+        name_of = dict(zip(self.models, names, strict=True))
+        trace = Trace(self.trace.time_s, tuple(name_of[model] for model in self.trace.models))
+        return Mix((), trace, tuple(dict.fromkeys(names)))
 
     def load(self) -> Load | None:
         """The load that the files ask for."""
@@ -105,7 +113,7 @@ def _steady_times(per_s: float, distribution: str, config: BenchConfig, seed: in
     """Enough for the warm-up and all windows; or for the requests that are asked for."""
     count = config.request_count
     if not count:
-        duration_s = config.warmup_s + config.duration_s + SPARE_WINDOWS * config.window_s
+        duration_s = config.warmup_s + config.duration_s + SPARE_S
         return _times(steady(per_s, duration_s), distribution, config, seed)
     expected = count + (0 if distribution == "constant" else 10 * (1 + config.gamma_cv) * math.sqrt(count) + 20)
     return _times(steady(per_s, expected / per_s), distribution, config, seed)[:count]

@@ -139,6 +139,7 @@ class _Level:
                 finish.result()
         finally:
             finish.cancel()
+            await asyncio.gather(finish, return_exceptions=True)
         if self._stop.is_set() and not self._tally.finished:
             return Verdict(False, "interrupted")
         self._tally.close_span(self._plan.window_s)
