@@ -1,5 +1,6 @@
 """Every route of the v2 port: its answer, and what is not allowed, not found or not offered."""
 
+import gzip
 import json
 from typing import Any
 
@@ -150,6 +151,12 @@ def test_small_answers_are_never_compressed() -> None:
     _, head, body = call(service(), "GET /v2", b"", "Accept-Encoding: gzip")
     assert b"Content-Encoding" not in head
     assert json.loads(body)["name"] == "triton"
+
+
+def test_compressed_requests_of_small_routes_are_read() -> None:
+    packed = gzip.compress(b'{"ready": true}')
+    assert call(service(), "POST /v2/repository/index", packed, "Content-Encoding: gzip")[0] == 200
+    assert call(service(), "POST /v2/repository/index", b"x", "Content-Encoding: br")[0] == 501
 
 
 @pytest.mark.parametrize(
