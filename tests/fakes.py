@@ -10,6 +10,7 @@ from efserve.frontend.service import IndexEntry, Placement
 from efserve.inference import BatchTiming, InferRequest, Outcome, OutputTensor
 from efserve.model_config import DynamicBatching, ModelConfig
 from efserve.tensors import TensorSpec
+from efserve.transport.regions import ClientRegions
 
 Answerer = Callable[[InferRequest], Outcome]
 
@@ -43,12 +44,14 @@ class FakeModel:
         version: str = "1",
         labels: dict[str, tuple[str, ...]] | None = None,
         held: bool = False,
+        memory: ClientRegions | None = None,
     ) -> None:
         self.config = config
         self.version = version
         self.engine = config.engine or "onnx"
         self.labels = labels or {}
         self.templates: dict[bytes, object] = {}
+        self.memory = memory or ClientRegions()
         self.counters = ModelCounters(pending=lambda: len(self.waiting))
         self.waiting: list[InferRequest] = []
         self._answer = answer
@@ -159,6 +162,9 @@ class MemoryTransport(asyncio.Transport):
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         for data in list_of_data:
             self.write(data)
+
+    def can_write_eof(self) -> bool:
+        return True
 
     def write_eof(self) -> None:
         self.has_eof = True

@@ -15,7 +15,7 @@ LINES = (
     "cli",
     "commands",
     "console interrupts",
-    "server profiler converter loadtest predictor simulator reports",
+    "server profiler converter loadtest predictor inspection simulator reports",
     "frontend",
     "client",
     "worker",

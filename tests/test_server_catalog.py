@@ -15,9 +15,8 @@ from efserve.server.version import ServedVersion
 def catalog() -> Catalog:
     """Versions 2 and 10 of model m, both loading, and a model that is broken."""
     models = Catalog()
-    for number in ("2", "10"):
-        found = ModelVersion("m", number, Path("m") / number, "onnx", ModelConfig("m"))
-        models.add(ServedVersion(found, {}, ServeConfig(), 1))
+    found = [ModelVersion("m", number, Path("m") / number, "onnx", ModelConfig("m")) for number in ("2", "10")]
+    models.replace("m", [ServedVersion(version, {}, ServeConfig(), 1) for version in found])
     models.add_broken("b", "no files")
     return models
 

@@ -38,6 +38,18 @@ class HeadTooLarge(InvalidRequest):
     http_status = 431
 
 
+class Unauthorized(ClientError):
+    """The request lacks the token that it needs."""
+
+    http_status = 401
+
+
+class Forbidden(ClientError):
+    """Not from there: the request is allowed only on the server's own machine."""
+
+    http_status = 403
+
+
 class NotFound(ClientError):
     """No such model, version or route."""
 

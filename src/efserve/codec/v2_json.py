@@ -22,6 +22,8 @@ class InputParameters(msgspec.Struct):
 
     binary_data_size: Count | None = None
     shared_memory_region: str | None = None
+    shared_memory_offset: Count = 0
+    shared_memory_byte_size: Count = 0
 
 
 class InputHead(msgspec.Struct):
@@ -40,6 +42,8 @@ class OutputParameters(msgspec.Struct):
     binary_data: bool | None = None
     classification: Count = 0
     shared_memory_region: str | None = None
+    shared_memory_offset: Count = 0
+    shared_memory_byte_size: Count = 0
 
 
 class OutputHead(msgspec.Struct):

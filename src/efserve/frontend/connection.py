@@ -7,6 +7,7 @@ head seen before, costs a dictionary lookup and a call. A body that arrives in p
 import asyncio
 import logging
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import cast
 
 from efserve.errors import EfserveError, InvalidRequest
@@ -35,13 +36,14 @@ class Limits:
 class Exchange:
     """One request on a connection, and its answer once there is one."""
 
-    __slots__ = ("answer", "connection", "head", "request")
+    __slots__ = ("answer", "connection", "head", "request", "task")
 
     def __init__(self, connection: "Connection", head: Head) -> None:
         self.connection = connection
         self.head = head
         self.answer: Answer | None = None  # waits for earlier requests to be answered
         self.request: InferRequest | None = None  # what is to be cancelled when the client goes
+        self.task: asyncio.Task[None] | None = None  # what works on the answer, where that takes time
 
     def respond(self, answer: Answer) -> None:
         """Answer the request; to be called exactly once."""
@@ -49,9 +51,9 @@ class Exchange:
 
     def cancel(self) -> None:
         """The client has gone."""
-        if self.request is not None:
-            self.request.cancelled = True
-            self.request = None
+        request, self.request = self.request, None
+        if request is not None:
+            request.cancel()
 
 
 class Hub:
@@ -135,6 +137,12 @@ class Connection(asyncio.BufferedProtocol):
         """Requests received and not answered yet."""
         return len(self._pending)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the client is on this machine: it came over loopback or a Unix socket."""
+        peer = self._transport.get_extra_info("peername")
+        return not isinstance(peer, tuple) or ip_address(peer[0].partition("%")[0]).is_loopback
+
     # Events of the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -144,9 +152,10 @@ class Connection(asyncio.BufferedProtocol):
         self._hub.empty.clear()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for exchange in self._pending:
+        gone = self._pending.copy()
+        self._pending.clear()  # first: what is cancelled is answered at once, to nobody
+        for exchange in gone:
             exchange.cancel()
-        self._pending.clear()
         self._close_input()
         self._hub.connections.discard(self)
         if not self._hub.connections:
@@ -266,8 +275,12 @@ class Connection(asyncio.BufferedProtocol):
             self._close_input()
             # Not a plain close: bytes that the client still sends would turn it into a reset, which destroys the
             # answer on its way.
-            if not self._transport.is_closing():
+            if self._transport.is_closing():
+                return
+            if self._transport.can_write_eof():
                 self._transport.write_eof()
+            else:  # TLS, which says in its own words that no more will come
+                self._transport.close()
 
     def _after_answer(self) -> None:
         self._send_continue()

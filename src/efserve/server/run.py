@@ -9,19 +9,26 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import uvloop
 
-from efserve.devices import available_cores
-from efserve.errors import EfserveError, LoadFailed, UsageError
+from efserve.errors import LoadFailed, UsageError
+from efserve.frontend.admin import Admin, read_token
 from efserve.frontend.http1 import HttpServer
-from efserve.repository import ModelFolder, read_labels, scan
+from efserve.server.cache import ResponseCache
 from efserve.server.catalog import Catalog
+from efserve.server.control import RepositoryControl, repository_names
+from efserve.server.listeners import listen_also, tls_context
+from efserve.server.logs import LogSettings
 from efserve.server.metrics_port import MetricsPort
 from efserve.server.options import ServeConfig
-from efserve.server.version import ServedVersion, VersionState
+from efserve.server.shared import Shared
+from efserve.server.tracing import Tracer
+from efserve.server.version import VersionState
+from efserve.transport.regions import ClientRegions
 
 log = logging.getLogger(__name__)
 
@@ -63,54 +70,44 @@ def run(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
 async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
     if config.ready_file is not None:
         _remove(config.ready_file)  # of an earlier run: whoever waits for the file waits for this one
-    found = scan(config.model_repository, config.model)
-    catalog = Catalog()
-    for name, error in found.errors.items():
-        catalog.add_broken(name, str(error))
-    for folder in found.models:
-        _add_versions(catalog, folder, config)
-    http = HttpServer(catalog, max_request_bytes=config.max_request_bytes, server_name=config.server_name)
+    catalog = Catalog(partial(repository_names, config))
+    shared = Shared(
+        ClientRegions(allowed=config.allow_client_shm),
+        Tracer(config.trace_file),
+        ResponseCache(config.cache_bytes) if config.cache_bytes else None,
+    )
+    logs = LogSettings()
+    control = RepositoryControl(catalog, config, shared)
+    control.find()
+    http = HttpServer(
+        catalog,
+        max_request_bytes=config.max_request_bytes,
+        server_name=config.server_name,
+        admin=Admin(control, read_token(config.admin_token_file), shared.tracer, logs),
+        memory=shared.memory,
+    )
     metrics = MetricsPort(catalog)
+    tls = tls_context(config.tls_cert, config.tls_key)
     stop = _StopSignal()
     with stop.installed(config.exit_with_parent):
+        logs.install()
         try:
-            http_port = await _listen(http.start, config.host, config.http_port, "--http-port")
-            starting = asyncio.ensure_future(_start_models(catalog))
+            http_port = await _listen(partial(http.start, tls=tls), config.host, config.http_port, "--http-port")
+            await listen_also(http, config.listen, tls)
+            starting = asyncio.ensure_future(control.start())
             metrics_port = await _listen(metrics.start, config.host, config.metrics_port, "--metrics-port")
             if not await stop.during(starting):
                 return
             host = f"[{config.host}]" if ":" in config.host else config.host
-            status = _status(catalog, f"http://{host}:{http_port}", f"http://{host}:{metrics_port}")
+            status = _status(
+                catalog, f"{'https' if tls else 'http'}://{host}:{http_port}", f"http://{host}:{metrics_port}"
+            )
             _report(status, config, on_ready)
             gc.freeze()  # what has been loaded stays: no collection needs to look at it again
             await stop.wait()
         finally:
-            await _shut_down(catalog, http, metrics, stop, config.drain_s)
-
-
-def _add_versions(catalog: Catalog, folder: ModelFolder, config: ServeConfig) -> None:
-    try:
-        versions = folder.served_versions()
-        if not versions:
-            raise LoadFailed(f"version_policy of '{folder.name}' selects none of its versions {list(folder.versions)}")
-        labels = read_labels(folder.path, folder.config)
-        for number in versions:
-            found = folder.resolve(number, config.engine)
-            catalog.add(ServedVersion(found, labels, config, len(available_cores())))
-    except EfserveError as exc:
-        catalog.add_broken(folder.name, str(exc))
-
-
-async def _start_models(catalog: Catalog) -> None:
-    """Starts every version, as many at a time as there are cores to load on."""
-    places = asyncio.Semaphore(max(2, len(available_cores())))
-
-    async def start(version: ServedVersion) -> None:
-        async with places:
-            await version.start()
-
-    await asyncio.gather(*(start(version) for version in catalog))
-    catalog.set_started()
+            logs.remove()
+            await _shut_down(catalog, control, http, metrics, stop, config.drain_s)
 
 
 async def _listen(start: Callable[[str, int], Awaitable[int]], host: str, port: int, option: str) -> int:
@@ -171,7 +168,12 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 async def _shut_down(
-    catalog: Catalog, http: HttpServer, metrics: MetricsPort, stop: "_StopSignal", drain_s: float
+    catalog: Catalog,
+    control: RepositoryControl,
+    http: HttpServer,
+    metrics: MetricsPort,
+    stop: "_StopSignal",
+    drain_s: float,
 ) -> None:
     """Stops accepting, lets what is in flight finish, ends the workers; a second signal skips the waiting."""
     catalog.set_stopping()
@@ -180,6 +182,7 @@ async def _shut_down(
     deadline_s = asyncio.get_running_loop().time() + drain_s
 
     async def politely() -> None:
+        await control.stop()
         await http.drain(drain_s)
         left_s = max(_WORKER_STOP_S, deadline_s - asyncio.get_running_loop().time())
         await asyncio.gather(*(version.stop(left_s) for version in catalog))
@@ -187,6 +190,7 @@ async def _shut_down(
     if not await stop.during(asyncio.ensure_future(politely())):
         for version in catalog:
             version.kill()
+        await control.stop()
         await asyncio.gather(*(version.stop(0) for version in catalog))
     http.close()
     await metrics.stop()

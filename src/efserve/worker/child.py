@@ -23,6 +23,7 @@ from efserve.transport.arena import Area
 from efserve.transport.channel import Channel
 from efserve.worker.execution import Executor, describe
 from efserve.worker.spec import WorkerFacts, WorkerSpec
+from efserve.worker.warmup import sample_tensors
 
 _PR_SET_PDEATHSIG = 1
 
@@ -91,6 +92,8 @@ def _load(
     executor = Executor(engine, inputs, outputs)
     if spec.warmup:
         executor.warm_up()
+    for sample in engine.config.warmup:
+        executor.run_sample(sample_tensors(engine.config, sample, spec.folder.parent), sample.count)
     facts = WorkerFacts(
         config=engine.config,
         pid=os.getpid(),
