@@ -10,6 +10,7 @@ from efserve.frontend.service import IndexEntry, Placement
 from efserve.inference import BatchTiming, InferRequest, Outcome, OutputTensor
 from efserve.model_config import DynamicBatching, ModelConfig
 from efserve.tensors import TensorSpec
+from efserve.transport.regions import ClientRegions
 
 Answerer = Callable[[InferRequest], Outcome]
 
@@ -43,12 +44,14 @@ class FakeModel:
         version: str = "1",
         labels: dict[str, tuple[str, ...]] | None = None,
         held: bool = False,
+        memory: ClientRegions | None = None,
     ) -> None:
         self.config = config
         self.version = version
         self.engine = config.engine or "onnx"
         self.labels = labels or {}
         self.templates: dict[bytes, object] = {}
+        self.memory = memory or ClientRegions()
         self.counters = ModelCounters(pending=lambda: len(self.waiting))
         self.waiting: list[InferRequest] = []
         self._answer = answer
@@ -88,8 +91,10 @@ class FakeService:
         versions = [number for other, number in self.table if other == name]
         if not versions:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
+        if name in self.unready and version:
+            raise Unavailable(f"Request for unknown model: '{name}' version {version} is not at ready state")
         if name in self.unready:
-            raise Unavailable(f"Request for unknown model: '{name}' has no available versions")
+            raise NotFound(f"Request for unknown model: '{name}' has no available versions")
         found = self.table.get((name, version or max(versions)))
         if found is None:
             raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
@@ -125,8 +130,8 @@ class FakeService:
 class MemoryTransport(asyncio.Transport):
     """A client connection in memory: keeps what is written, and tells whether reading goes on."""
 
-    def __init__(self, protocol: asyncio.BufferedProtocol) -> None:
-        super().__init__()
+    def __init__(self, protocol: asyncio.BufferedProtocol, peer: tuple[str, int] = ("127.0.0.1", 9)) -> None:
+        super().__init__({"peername": peer})
         self.written = bytearray()
         self.is_open = True
         self.has_eof = self.is_aborted = False
@@ -157,6 +162,9 @@ class MemoryTransport(asyncio.Transport):
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         for data in list_of_data:
             self.write(data)
+
+    def can_write_eof(self) -> bool:
+        return True
 
     def write_eof(self) -> None:
         self.has_eof = True

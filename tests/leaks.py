@@ -20,9 +20,17 @@ def mapped_areas() -> int:
 
 
 def children() -> set[int]:
-    """Processes that this one has started and not yet reaped."""
+    """Processes that this one has started and not yet reaped, but for Python's own watcher of shared memory names."""
     lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
-    return {int(pid) for line in lists for pid in line.split()}
+    return {int(pid) for line in lists for pid in line.split() if not _is_resource_tracker(pid)}
+
+
+def _is_resource_tracker(pid: str) -> bool:
+    """Whether this is the process that `multiprocessing.shared_memory` starts, and keeps until the end."""
+    try:
+        return b"multiprocessing.resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def is_running(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -83,7 +84,9 @@ def call(url: str, body: bytes | None = None) -> tuple[int, Any]:
 
 
 @contextlib.contextmanager
-def serve(*options: str | Path, repository: Path | None = None) -> Iterator[RunningServer]:
+def serve(
+    *options: str | Path, repository: Path | None = None, environment: dict[str, str] | None = None
+) -> Iterator[RunningServer]:
     """A server with these options that has started its models; killed at the end if it still runs."""
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.json"
@@ -93,7 +96,13 @@ def serve(*options: str | Path, repository: Path | None = None) -> Iterator[Runn
         if repository is not None:
             command += ["--model-repository", str(repository)]
         command += map(str, options)
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         server = RunningServer(process, {})
         started = threading.Event()
 

@@ -141,3 +141,69 @@ def test_every_request_runs_once_in_order_and_in_legal_batches(
             ran.extend(batch)
     assert ran == waiting
     assert len(queue) == 0
+
+
+LEVELS = DynamicBatching(
+    priority_levels=3,
+    default_priority_level=2,
+    priority_policies={1: QueuePolicy(max_queue_size=1), 3: QueuePolicy(default_timeout_us=1, timeout_action="DELAY")},
+)
+
+
+def with_priority(priority: int, name: str = "k", at_ns: int = 0) -> InferRequest:
+    made = request(at_ns=at_ns)
+    made.priority = priority
+    made.tensors = (name.encode(),)
+    return made
+
+
+def names_of(batch: list[InferRequest]) -> list[bytes]:
+    return [bytes(each.tensors[0]) for each in batch]
+
+
+def test_high_priorities_run_first_and_unknown_ones_by_the_default() -> None:
+    order = [(3, "low"), (2, "mid"), (0, "default"), (9, "beyond"), (1, "high")]
+    queue = filled(BatchQueue(8, LEVELS), [with_priority(priority, name) for priority, name in order])
+    assert names_of(queue.take(0)) == [b"high", b"mid", b"default", b"beyond", b"low"]
+    assert len(queue) == 0
+
+
+def test_each_level_has_its_own_limit() -> None:
+    queue = filled(BatchQueue(8, LEVELS), [with_priority(1), with_priority(2)])
+    assert not queue.add(with_priority(1))
+    assert queue.add(with_priority(2))
+    assert len(queue) == 3
+
+
+def test_each_level_has_its_own_timeout() -> None:
+    queue = filled(BatchQueue(1, LEVELS), [with_priority(3, "a"), with_priority(3, "b", at_ns=5000)])
+    assert queue.due_ns(0) == 1000
+    assert queue.expire(1000) == []
+    filled(queue, [with_priority(3, "c", at_ns=1500)])
+    assert [names_of(queue.take(2000)) for _ in range(3)] == [[b"b"], [b"c"], [b"a"]]
+
+
+def test_a_low_request_that_has_waited_long_sends_the_batch_that_holds_it() -> None:
+    waiting = DynamicBatching(max_queue_delay_us=100, priority_levels=2, default_priority_level=2)
+    queue = filled(BatchQueue(8, waiting), [with_priority(2, "old"), with_priority(1, "new", at_ns=90_000)])
+    assert queue.take(90_000) == []
+    assert queue.due_ns(90_000) == 100_000
+    assert names_of(queue.take(100_000)) == [b"new", b"old"]
+    assert queue.due_ns(100_000) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 8)), max_size=30))
+def test_nothing_is_lost_between_the_levels(asked: list[tuple[int, int]]) -> None:
+    queue = BatchQueue(8, DynamicBatching(priority_levels=3, default_priority_level=2))
+    made = []
+    for priority, rows in asked:
+        each = request(rows)
+        each.priority = priority
+        made.append(each)
+        assert queue.add(each)
+    taken = []
+    while batch := queue.take(0):
+        assert sum(rows_of(batch)) <= 8
+        taken.extend(batch)
+    assert sorted(map(id, taken)) == sorted(map(id, made))
+    assert len(queue) == 0

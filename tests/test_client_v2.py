@@ -29,7 +29,9 @@ def test_a_server_tells_what_it_is_and_what_it_has() -> None:
             assert (server.name, server.version, server.binary) == ("test", "1", True)
             assert await client.ready_models() == ["echo"]
             model = await client.model("echo")
-            assert model == ModelInfo("echo", "", "test", (INPUT,), (OUTPUT,), 8)
+            assert model == ModelInfo("echo", "", "test", (INPUT,), (OUTPUT,), 8, model.config)
+            assert model.config is not None
+            assert model.config["max_batch_size"] == 8
             assert model.batches
 
     uvloop.run(main())

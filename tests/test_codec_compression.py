@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efserve.codec.compression import choose_encoding, deflate, inflate
+from efserve.codec.compression import MAX_MEMBERS, choose_encoding, deflate, inflate
 from efserve.errors import InvalidRequest, Unsupported
 
 LIMIT = 1 << 20
@@ -31,6 +31,14 @@ def test_a_bomb_stops_at_the_limit(encoding: str) -> None:
     with pytest.raises(InvalidRequest, match=r"larger than the limit of 1048576 bytes.*--max-request-bytes"):
         inflate(bomb, encoding, LIMIT)
     assert len(inflate(bomb, encoding, LIMIT + 1)) == LIMIT + 1
+
+
+def test_many_members_take_no_time() -> None:
+    assert bytes(inflate(gzip.compress(b"x") * MAX_MEMBERS, "gzip", LIMIT)) == b"x" * MAX_MEMBERS
+    big = gzip.compress(bytes(range(256)) * 1000, 0)  # longer than what is inflated in one step
+    assert len(inflate(big * 4, "gzip", LIMIT)) == 4 * 256_000
+    with pytest.raises(InvalidRequest, match="more than 1024 gzip members"):
+        inflate(gzip.compress(b"") * (MAX_MEMBERS + 1), "gzip", LIMIT)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efserve.codec.v2_infer import MAX_CACHED_TEMPLATES, decode
+from efserve.codec.v2_json import RequestHead, parse_as
 from efserve.errors import EfserveError, InvalidRequest, Unsupported
 from efserve.model_config import ModelConfig
 from efserve.tensors import NUMPY_DTYPES, TensorSpec, encode_bytes
@@ -85,6 +86,16 @@ def test_ids_that_count_up_share_one_template() -> None:
     assert len(model.templates) == 1
 
 
+def test_a_request_without_an_id_shares_the_template_too() -> None:
+    model = FakeModel(identity_config())
+    text = json.dumps({"inputs": [one_input()]}, separators=(",", ":")).encode()
+    with_id = b'{"id":"a",' + text[1:]
+    first, second = (decode(model, memoryview(t + bytes(64)), len(t)) for t in (with_id, text))
+    assert (first[2], second[2], first[0] is second[0]) == (b"a", b"", True)
+    with pytest.raises(InvalidRequest, match="failed to parse"):
+        decode(model, memoryview(text[1:] + bytes(64)), len(text) - 1)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -98,6 +109,8 @@ def test_ids_that_count_up_share_one_template() -> None:
 def test_ids_wherever_they_stand(text: str, expected: bytes) -> None:
     model = FakeModel(identity_config())
     raw = text.replace("INPUTS", json.dumps([one_input()])).encode()
+    without_first = b"{" + raw.removeprefix(b'{"id":"a",').removeprefix(b"{")
+    decode(model, memoryview(without_first + bytes(64)), len(without_first))
     for _ in range(2):  # from the parser, then from the cache
         assert decode(model, memoryview(raw + bytes(64)), len(raw))[2] == expected
 
@@ -235,7 +248,7 @@ def test_json_floats_arrive_exactly(values: list[float]) -> None:
         ({"inputs": [one_input(), one_input()]}, "input 'input' appears twice"),
         ({"inputs": [one_input(data=[1])]}, "must have exactly one of 'data', 'binary_data_size'"),
         ({"inputs": [one_input(parameters={})]}, "must have exactly one of 'data', 'binary_data_size'"),
-        ({"inputs": [one_input(parameters={"shared_memory_region": "r"})]}, "input 'input' is in shared memory"),
+        ({"inputs": [one_input(parameters={"shared_memory_region": "r"})]}, "Expected 64, got 0"),
         (
             {"inputs": [one_input()], "outputs": [{"name": "no"}]},
             "unexpected inference output 'no' for model",
@@ -271,13 +284,9 @@ def test_several_inputs_must_agree() -> None:
 
 def test_unsupported_is_told_apart_from_wrong() -> None:
     model = FakeModel(identity_config())
-    for head in (
-        {"inputs": [one_input()], "parameters": {"sequence_start": True}},
-        {"inputs": [one_input(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 64})]},
-        {"inputs": [one_input()], "outputs": [{"name": "output", "parameters": {"shared_memory_region": "r"}}]},
-    ):
-        with pytest.raises(Unsupported):
-            decode(model, *body_of(head, bytes(64)))
+    head = {"inputs": [one_input()], "parameters": {"sequence_start": True}}
+    with pytest.raises(Unsupported):
+        decode(model, *body_of(head, bytes(64)))
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
@@ -352,6 +361,24 @@ def test_zero_sized_tensors_are_fine() -> None:
     assert bytes(decode(model, *body_of({"inputs": [one_input(shape=[2, 0], parameters={}, data=[])]}))[1][0]) == b""
 
 
+@pytest.mark.parametrize("dim", [1 << 49, 1 << 63, 10**30])
+def test_an_empty_tensor_may_not_have_an_absurd_shape(dim: int) -> None:
+    model = FakeModel(identity_config(dims=(-1, -1)))
+    head = {"inputs": [one_input(shape=[1, 0, dim], parameters={"binary_data_size": 0})]}
+    assert "is beyond all memory" in error_of(model, head)
+
+
+def test_json_that_is_nested_too_deeply() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    model = FakeModel(identity_config())
+    for text in (b'{"inputs":[],"parameters":{"p":%b}}' % deep, b'{"inputs":[{"data":%b}]}' % deep):
+        with pytest.raises(InvalidRequest, match="failed to parse the request JSON"):
+            decode(model, memoryview(text), None)
+    for kind in (dict, RequestHead):
+        with pytest.raises(InvalidRequest, match="failed to parse it"):
+            parse_as(kind, b'{"inputs":[],"parameters":{"p":%b}}' % deep, "it")
+
+
 def test_every_truncation_is_an_error() -> None:
     body, length = body_of({"inputs": [one_input()]}, bytes(64))
     for cut in range(len(body)):
@@ -375,3 +402,24 @@ def test_garbled_bodies_never_break_the_decoder(data: st.DataObject) -> None:
         msgspec.json.encode(str(exc))
     else:
         assert len(tensors[0]) == 4 * 16 * template.rows
+
+
+def test_optional_inputs_may_be_left_out() -> None:
+    specs = tuple(TensorSpec(name, "FP32", (2,)) for name in ("a", "b", "c"))
+    config = ModelConfig("m", "python", 4, specs, specs[:1], optional_inputs=("a", "c"))
+    model = FakeModel(config)
+    binary = {"binary_data_size": 16}
+    head = {"inputs": [{"name": "b", "shape": [2, 2], "datatype": "FP32", "parameters": binary}]}
+    for _ in range(2):
+        template, tensors, _ = decode(model, *body_of(head, bytes(range(16))))
+        assert template.shapes == ((2, -1), (2, 2), (2, -1))
+        assert template.rows == 2
+        assert [bytes(tensor) for tensor in tensors] == [b"", bytes(range(16)), b""]
+    as_json = {"inputs": [{"name": name, "shape": [1, 2], "datatype": "FP32", "data": [1, 2]} for name in "cb"]}
+    other, tensors, _ = decode(model, *body_of(as_json))
+    assert other.shape_key != template.shape_key
+    assert [len(tensor) for tensor in tensors] == [0, 8, 8]
+    assert "expected number of inputs between 1 and 3 but got 1 inputs for model 'm'. Got input(s) ['a']" in error_of(
+        model, {"inputs": [{**head["inputs"][0], "name": "a"}]}, bytes(16)
+    )
+    assert "expected number of inputs between 1 and 3 but got 0 inputs" in error_of(model, {"inputs": []})

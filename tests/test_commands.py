@@ -19,15 +19,27 @@ CONFIGS = {
     "infer": "efserve.predictor.predict:InferJob",
     "serve": "efserve.server.options:ServeConfig",
     "bench": "efserve.loadtest.config:BenchConfig",
+    "models": "efserve.inspection.remote:ModelsJob",
+    "check": "efserve.inspection.check:CheckJob",
+    "compare": "efserve.loadtest.compare:CompareConfig",
+    "report": "efserve.reports.report:ReportJob",
     "profile": "efserve.profiler.options:ProfileConfig",
+    "plan": "efserve.planning.options:PlanConfig",
+    "simulate": "efserve.simulator.job:SimulateConfig",
 }
 # Options about how a command tells its result; the program below it does not know them.
 PRINTING = {
     "convert": {"as_json"},
     "infer": {"as_json"},
     "serve": {"verbose"},
-    "bench": {"json_file", "csv_file"},
+    "bench": {"json_file", "csv_file", "plot"},
+    "compare": {"json_file"},
+    "report": set(),
+    "models": {"as_json"},
+    "check": {"as_json"},
     "profile": set(),
+    "plan": set(),
+    "simulate": set(),
 }
 ENGINES = {"torch", "onnxruntime", "onnx", "tensorrt"}
 HEAVY = ENGINES | {"numpy", "rich", "google", "tritonclient", "matplotlib", "uvicorn", "asyncio", "msgspec"}
@@ -98,12 +110,21 @@ def test_every_command_is_checked_here() -> None:
     [
         ["nonsense"],
         ["--nonsense"],
+        ["compare", "http://127.0.0.1:9"],
+        ["compare", "x=--nonsense", "y="],
         ["profile", "--nonsense"],
         ["profile", "--batches", "0"],
         ["profile", "--shape", "x"],
         ["profile", "--resume", "--force"],
         ["profile", "--model-repository", "no-such-folder"],
         ["profile", "--cores", "100000"],
+        ["simulate"],
+        ["simulate", "no-such-plan.json", "--profiles", "no-such-folder", "--arrivals", "never"],
+        ["plan"],
+        ["plan", "--rate", "digits=100"],
+        ["plan", "--rate", "digits=-1", "--slo", "digits=1"],
+        ["plan", "--rate", "digits=1", "--slo", "digits=1", "--devices", "x"],
+        ["plan", "--rate", "digits=1", "--slo", "digits=1", "--devices", "2xnone"],
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str]) -> None:

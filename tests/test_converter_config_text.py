@@ -13,7 +13,7 @@ SPECS = st.builds(TensorSpec, TEXTS, st.sampled_from(DATATYPES), st.lists(st.int
 
 
 @given(
-    st.lists(SPECS, min_size=1, max_size=3),
+    st.lists(SPECS, min_size=1, max_size=3, unique_by=lambda spec: spec.name),
     st.lists(SPECS, min_size=1, max_size=3, unique_by=lambda spec: spec.name),
     st.integers(0, 64),
     st.dictionaries(TEXTS, TEXTS, max_size=3),

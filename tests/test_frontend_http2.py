@@ -15,6 +15,7 @@ from efserve.codec.http2 import frames as h2
 from efserve.codec.http2.headers import encode_headers
 from efserve.frontend.grpc import Methods
 from efserve.frontend.http2 import Http2Connection, Hub, Limits
+from efserve.frontend.routes import Routes
 from fakes import FakeModel, FakeService, MemoryTransport, identity_config
 
 HELLO = h2.PREFACE + h2.settings_frame({})
@@ -32,11 +33,12 @@ LIMITS = Limits(head_s=10, stalled_s=30, silent_s=60, linger_s=2)
 class Client:
     """The other end of a connection in memory."""
 
-    def __init__(self, *models: FakeModel) -> None:
-        methods = Methods(FakeService(*models), "efserve", 1 << 20)
+    def __init__(self, *models: FakeModel, peer: str = "127.0.0.1") -> None:
+        service = FakeService(*models)
+        methods = Methods(service, Routes(service, "efserve", 1 << 20), 1 << 20)
         self.hub = Hub(methods.begin, LIMITS)
         self.connection = Http2Connection(self.hub)
-        self.transport = MemoryTransport(self.connection)
+        self.transport = MemoryTransport(self.connection, (peer, 9))
 
     def send(self, *parts: bytes) -> list[tuple[int, int, bytes]]:
         """Type, stream and payload of the frames that come back."""
@@ -56,6 +58,25 @@ def call(stream_id: int, name: str = "identity") -> bytes:
     body = request.SerializeToString()
     message = b"\0" + len(body).to_bytes(4, "big") + body
     return h2.frame(h2.HEADERS, 4, stream_id, HEAD) + h2.frame(h2.DATA, 1, stream_id, message)
+
+
+@pytest.mark.parametrize(
+    ("peer", "says"),
+    [("127.0.0.1", b"explicit model load"), ("::1", b"explicit model load"), ("192.0.2.1", b"only for clients on")],
+)
+@pytest.mark.parametrize("name", ["RepositoryModelLoad", "RepositoryModelUnload"])
+def test_models_are_controlled_from_this_machine(peer: str, says: bytes, name: str) -> None:
+    def test() -> None:
+        client = Client(FakeModel(identity_config()), peer=peer)
+        body = pb.RepositoryModelLoadRequest(model_name="identity").SerializeToString()  # the other's is alike
+        path = encode_headers([(b":path", b"/inference.GRPCInferenceService/" + name.encode())])
+        head = HEAD.replace(encode_headers([(b":path", b"/inference.GRPCInferenceService/ModelInfer")]), path)
+        message = b"\0" + len(body).to_bytes(4, "big") + body
+        found = client.send(HELLO, h2.frame(h2.HEADERS, 4, 1, head), h2.frame(h2.DATA, 1, 1, message))
+        ((_, _, block),) = [entry for entry in found if entry[1] == 1]
+        assert says in block
+
+    run(test)
 
 
 def run(test: Callable[[], Any]) -> None:

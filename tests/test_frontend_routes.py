@@ -70,6 +70,7 @@ def test_a_models_readiness() -> None:
     assert answer("GET /v2/models/identity/ready", served=served) == (200, None)
     served.unready.add("identity")
     assert answer("GET /v2/models/identity/ready", served=served) == (400, {"error": "Model version not ready"})
+    assert answer("GET /v2/models/identity/versions/1/ready", served=served)[0] == 400
     status, error = answer("GET /v2/models/none/ready")
     assert (status, error) == (404, {"error": "Request for unknown model: 'none' is not found"})
     assert answer("GET /v2/models/identity/versions/9")[0] == 404
@@ -109,19 +110,18 @@ def test_the_repository_index() -> None:
 @pytest.mark.parametrize("action", ["load", "unload"])
 def test_loading_is_refused_with_tritons_words(action: str) -> None:
     error = {"error": "explicit model load / unload is not allowed if polling is enabled"}
-    assert answer(f"POST /v2/repository/models/identity/{action}") == (400, error)
+    assert answer(f"POST /v2/repository/models/identity/{action}") == (503, error)
 
 
 @pytest.mark.parametrize("kind", ["system", "cuda"])
-def test_shared_memory_is_empty_and_refused(kind: str) -> None:
+def test_shared_memory_is_off_unless_it_is_allowed(kind: str) -> None:
     base = f"/v2/{kind}sharedmemory"
     assert answer(f"GET {base}/status") == (200, [])
-    assert answer(f"GET {base}/region/r/status")[0] == 400
-    assert answer(f"POST {base}/unregister") == (200, {})
-    assert answer(f"POST {base}/region/r/unregister") == (200, {})
-    status, error = answer(f"POST {base}/region/r/register", b"{}")
-    assert status == 501
-    assert "does not offer shared memory" in error["error"]
+    assert answer(f"GET {base}/region/r/status")[0] == 404
+    for path in (f"{base}/unregister", f"{base}/region/r/unregister", f"{base}/region/r/register"):
+        status, error = answer(f"POST {path}", b"{}")
+        assert status == 501
+        assert "--allow-client-shm" in error["error"]
 
 
 @pytest.mark.parametrize("path", ["/v2/trace/setting", "/v2/models/identity/trace/setting", "/v2/logging"])
@@ -146,10 +146,14 @@ def test_head_has_the_head_only() -> None:
     assert call(service(), "HEAD /none")[::2] == (404, b"")
 
 
-def test_small_answers_are_compressed_when_asked() -> None:
+def test_small_answers_are_never_compressed() -> None:
+    """Triton's asyncio client offers to take gzip and reads none."""
     _, head, body = call(service(), "GET /v2", b"", "Accept-Encoding: gzip")
-    assert b"Content-Encoding: gzip" in head
-    assert json.loads(gzip.decompress(body))["name"] == "triton"
+    assert b"Content-Encoding" not in head
+    assert json.loads(body)["name"] == "triton"
+
+
+def test_compressed_requests_of_small_routes_are_read() -> None:
     packed = gzip.compress(b'{"ready": true}')
     assert call(service(), "POST /v2/repository/index", packed, "Content-Encoding: gzip")[0] == 200
     assert call(service(), "POST /v2/repository/index", b"x", "Content-Encoding: br")[0] == 501

@@ -158,7 +158,7 @@ def test_broken_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"expected random, zero, FILE\.npz or FILE\.json"):
+    with pytest.raises(UsageError, match=r"expected random, zero, FILE\.npz, FILE\.json or a folder"):
         from_file(Path("ones"), model(X), 1, {})
     with pytest.raises(UsageError, match="cannot read it"):
         from_file(tmp_path / "none.npz", model(X), 1, {})

@@ -34,6 +34,14 @@ def test_only_what_is_missing_is_filled() -> None:
     assert (done.max_batch_size, done.outputs, done.dynamic_batching) == (2, (Y,), None)
 
 
+def test_another_maximum_drops_the_preferred_sizes_beyond_it() -> None:
+    config = ModelConfig("m", max_batch_size=8, dynamic_batching=DynamicBatching((2, 4, 8), 1000))
+    assert config.with_max_batch(4) == ModelConfig(
+        "m", max_batch_size=4, dynamic_batching=DynamicBatching((2, 4), 1000)
+    )
+    assert ModelConfig("m", max_batch_size=8).with_max_batch(16).max_batch_size == 16
+
+
 def test_a_file_without_names_needs_a_config() -> None:
     stated = ModelConfig("m", max_batch_size=2, inputs=(X,), outputs=(Y,))
     assert complete(stated, FileSignature()) == stated

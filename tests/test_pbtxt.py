@@ -1,10 +1,13 @@
 """`config.pbtxt` and the protocol's config JSON."""
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from efserve.errors import ConfigError
-from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy, VersionPolicy
-from efserve.pbtxt import config_json, config_message, parse_config
+from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy, VersionPolicy, WarmupInput, WarmupSample
+from efserve.pbtxt import config_json, config_message, parse_config, parse_config_json
 from efserve.tensors import TensorSpec
 
 FULL = """
@@ -46,6 +49,40 @@ def test_what_is_read_is_what_the_config_call_answers() -> None:
     assert parse_config(str(config_message(PARSED)), "m") == PARSED
 
 
+PRIORITIES = DynamicBatching(
+    preserve_ordering=True,
+    priority_levels=3,
+    default_priority_level=2,
+    priority_policies={1: QueuePolicy(max_queue_size=5), 3: QueuePolicy(default_timeout_us=9, timeout_action="DELAY")},
+)
+
+
+def test_priorities_are_read_and_told() -> None:
+    config = replace(PARSED, dynamic_batching=PRIORITIES)
+    assert parse_config(str(config_message(config)), "m") == config
+    printed = config_json(config)
+    assert printed["dynamic_batching"]["priority_levels"] == 3
+    assert printed["dynamic_batching"]["priority_queue_policy"]["3"]["default_timeout_microseconds"] == 9
+    assert parse_config_json(json.dumps(printed), "m") == replace(config, name="m")
+
+
+def test_optional_inputs_are_read_and_told() -> None:
+    config = replace(PARSED, optional_inputs=("x",))
+    assert parse_config(str(config_message(config)), "m") == config
+    assert config_json(config)["input"][0]["optional"] is True
+
+
+def test_warm_up_and_cache_are_read_and_told() -> None:
+    inputs = (
+        WarmupInput("a", "FP32", (2, 3)),
+        WarmupInput("b", "BYTES", (1,), file="words"),
+        WarmupInput("c", "INT64", (1,), is_random=True),
+    )
+    config = replace(PARSED, warmup=(WarmupSample("first", inputs, rows=2, count=3),), response_cache=True)
+    assert parse_config(str(config_message(config)), "m") == config
+    assert config_json(config)["response_cache"] == {"enable": True}
+
+
 def test_an_empty_config_says_nothing() -> None:
     assert parse_config("", "m") == ModelConfig("m")
 
@@ -67,7 +104,26 @@ def test_json_has_proto_names_unset_scalars_and_numbers() -> None:
     [
         ("sequence_batching { }", "'sequence_batching' is not supported"),
         ('input { name: "x" data_type: TYPE_FP32 dims: 1 reshape { shape: 1 } }', "'input.reshape' is not supported"),
-        ("dynamic_batching { preserve_ordering: true }", "'dynamic_batching.preserve_ordering' is not supported"),
+        ("ensemble_scheduling { }", "'ensemble_scheduling' is not supported"),
+        ('default_model_filename: "../x.onnx"', "file '../x.onnx' is outside the model's folder"),
+        (
+            'output { name: "y" data_type: TYPE_FP32 dims: 1 label_filename: "/etc/passwd" }',
+            "file '/etc/passwd' is outside the model's folder",
+        ),
+        (
+            'model_warmup { name: "w" inputs { key: "x" value { data_type: TYPE_FP32 dims: 1 } } }',
+            "needs one of zero_data, random_data and input_data_file",
+        ),
+        (
+            'model_warmup { name: "w" inputs { key: "x" value { data_type: TYPE_FP32 dims: -1 zero_data: true } } }',
+            "expected fixed ones",
+        ),
+        ("max_batch_size: 4 dynamic_batching { priority_levels: 2 }", "default_priority_level is 0, expected 1 to"),
+        (
+            "max_batch_size: 4 dynamic_batching { priority_levels: 2 default_priority_level: 2 "
+            "priority_queue_policy { key: 3 value { } } }",
+            "priority_queue_policy has level 3",
+        ),
         ("nonsense: 1", 'no field named "nonsense"'),
         ("max_batch_size: [", "line:column 1:"),
         ('name: "other"', "name is 'other', but the model's folder is 'm'"),
@@ -81,6 +137,13 @@ def test_json_has_proto_names_unset_scalars_and_numbers() -> None:
         ('input { name: "x" data_type: TYPE_FP32 dims: -2 }', "dimension -2"),
         ("max_batch_size: 4 dynamic_batching { preferred_batch_size: 8 }", r"preferred_batch_size \[8\]"),
         ("version_policy { specific { } }", "lists no versions"),
+        ('input { name: "x" data_type: 77 dims: 1 }', "field 'input.data_type' is 77, .* TYPE_FP32"),
+        ("instance_group { kind: 77 }", "field 'instance_group.kind' is 77, .* KIND_CPU"),
+        (
+            "dynamic_batching { default_queue_policy { timeout_action: 7 } }",
+            "field 'dynamic_batching.default_queue_policy.timeout_action' is 7, .* REJECT, DELAY",
+        ),
+        ("output { name: 'y' data_type: TYPE_FP32 } " * 2, "output 'y' is listed twice"),
     ],
 )
 def test_one_clear_sentence(text: str, says: str) -> None:

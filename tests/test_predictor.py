@@ -63,6 +63,7 @@ def test_model_that_does_not_batch_takes_whole_arrays(tmp_path: Path) -> None:
         ("x.npy", [[1.5, 2.5]], WHOLE, "holds float64 values, input 'x' takes INT64"),
         ("x.npy", [1.0], TWO, "model 'pair' has inputs a, t"),
         ("x.json", "{", ONE, "cannot be read as JSON"),
+        ("x.json", "[" * 100_000 + "]" * 100_000, ONE, "cannot be read as JSON"),
         ("x.json", [[1, 2], [3]], ONE, "nested unevenly"),
         ("x.json", {"a": 1}, ONE, "expected a list of values, or"),
         ("x.json", {"inputs": [{"name": "y", "data": []}]}, ONE, "has inputs y; model 'net' takes x"),

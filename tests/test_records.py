@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from efserve.errors import UsageError
 from efserve.records import (
@@ -14,43 +12,33 @@ from efserve.records import (
     Failures,
     LevelRecord,
     LevelResult,
+    Load,
+    LoadedModel,
     Requests,
     ServerCounters,
     Target,
     Window,
     encode_result,
     machine_facts,
-    pack,
     read_result,
-    unpack,
     write_result,
 )
 from efserve.stats import level_statistics
-
-
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=50))
-def test_packed_values_come_back(values: list[int]) -> None:
-    assert unpack(pack(np.array(values, np.int64))).tolist() == values
-
-
-def test_a_hundred_thousand_latencies_take_little_room() -> None:
-    latencies = np.random.default_rng(0).lognormal(6, 0.3, 100_000).astype(np.int64)
-    assert len(pack(latencies)) < 2.5 * len(latencies)
 
 
 def bench_result() -> BenchResult:
     random = np.random.default_rng(1)
     ends = np.sort(random.integers(1, 3_000_000, 5000))
     record = LevelRecord(
-        concurrency=4,
-        rows_per_request=2,
+        load=Load.closed(4),
+        models=(LoadedModel("m", "", 2),),
         windows=tuple(Window(i * 1_000_000, (i + 1) * 1_000_000, 300_000) for i in range(3)),
         reported=3,
         stable=False,
         reason="on purpose",
-        requests=Requests(ends, random.integers(100, 5000, 5000)),
+        requests=Requests.closed(ends, random.integers(100, 5000, 5000)),
         failures=(Failures("http 503", "Exceeds maximum queue size", np.array([5, 2_999_999])),),
-        server=ServerCounters(10, 40, 5, 20_000, 10_000, 50_000, 5_000),
+        server=(ServerCounters(10, 40, 5, 20_000, 10_000, 50_000, 5_000),),
     )
     return BenchResult(
         efserve_version="0",
@@ -85,7 +73,7 @@ def test_the_file_begins_with_its_version_and_names_no_host(tmp_path: Path) -> N
         (b"", "not a result file"),
         (b"[]", "not a result file"),
         (b'{"schema_version": 99}', "schema version 99"),
-        (b'{"schema_version": 1}', "not a result file"),
+        (b'{"schema_version": 2}', "not a result file"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes, says: str) -> None:

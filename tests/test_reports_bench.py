@@ -12,13 +12,16 @@ from efserve.records import (
     Failures,
     LevelRecord,
     LevelResult,
+    Load,
+    LoadedModel,
     Requests,
     ServerCounters,
     Target,
     Window,
     machine_facts,
 )
-from efserve.reports.bench import LiveLines, as_csv, closing_lines, tables
+from efserve.reports.bench import LiveLines, closing_lines, tables
+from efserve.reports.csv_table import as_csv
 from efserve.stats import level_statistics, window_figures
 
 
@@ -27,15 +30,15 @@ def level(concurrency: int, latencies: list[int], *, stable: bool = True, busy: 
     ends = np.arange(1, len(latencies) + 1)
     failures = () if stable else (Failures("http 503", "Exceeds maximum queue size", np.array([5, 6])),)
     record = LevelRecord(
-        concurrency=concurrency,
-        rows_per_request=2,
+        load=Load.closed(concurrency),
+        models=(LoadedModel("m", "", 2),),
         windows=(Window(0, 2_000_000, 1_900_000 if busy else 100_000),),
         reported=1,
         stable=stable,
         reason="" if stable else "throughput of the last windows varies: 1, 2, 3 req/s",
-        requests=Requests(ends, latency_us),
+        requests=Requests.closed(ends, latency_us),
         failures=failures,
-        server=ServerCounters(10, 20, 5, 100_000, 10_000, 500_000, 20_000) if stable else None,
+        server=(ServerCounters(10, 20, 5, 100_000, 10_000, 500_000, 20_000) if stable else None,),
     )
     return LevelResult(record, level_statistics(record))
 
@@ -111,8 +114,8 @@ def test_live_lines_are_rewritten_on_a_terminal_only(terminal: bool) -> None:
     console = Console(file=file, width=80, force_terminal=terminal, highlight=False)
     lines = LiveLines(console, rows_per_request=2)
     lines.on_target(EXTREME.target)
-    lines.on_level_start(1)
-    lines.on_window(1, 1, window_figures(np.array([500, 700]), 1.0))
+    lines.on_level_start(Load.closed(1))
+    lines.on_window(Load.closed(1), 1, window_figures(np.array([500, 700]), 1.0))
     lines.on_level(EXTREME.levels[0])
     text = file.getvalue()
     assert ("\r" in text) == ("warm-up" in text) == ("measuring" in text) == terminal

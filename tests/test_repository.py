@@ -76,5 +76,8 @@ def test_labels(tmp_path: Path) -> None:
     model = read_model(path)
     with pytest.raises(ConfigError, match="label file of output 'y' of 'm' cannot be read"):
         read_labels(path, model.config)
+    (path / "labels.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ConfigError, match="cannot be read: 'utf-8' codec"):
+        read_labels(path, model.config)
     (path / "labels.txt").write_text("cat\ndog\n")
     assert read_labels(path, model.config) == {"y": ("cat", "dog")}

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from efserve.errors import Cancelled, Unavailable
 from efserve.inference import InferRequest, Outcome
 from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy
-from efserve.routing import Action, Fail, RestartPolicy, Router, Send
+from efserve.routing import Action, AnswerOrder, Fail, RestartPolicy, Router, Send
 
 
 def ignore(_: Outcome) -> None:
@@ -44,6 +44,43 @@ def test_the_worker_with_most_free_slots_gets_the_batch() -> None:
     batch, actions = r.batch_done(2, 0, 0)
     assert len(batch) == 1
     assert sends(actions) == [(2, 0, 1)]
+
+
+def test_a_cancelled_request_leaves_the_queue_at_once() -> None:
+    r = router(max_queue_size=2)
+    waiting, other = request(), request()
+    assert [list(r.add(each)) for each in (waiting, other)] == [[], []]
+    (action,) = r.cancel(waiting)
+    assert isinstance(action, Fail)
+    assert isinstance(action.error, Cancelled)
+    assert r.pending == 1
+    assert list(r.add(request())) == []  # there is room again
+    assert sends(r.worker_ready(1, 1, 0)) == [(1, 0, 2)]
+    assert list(r.cancel(other)) == []  # it runs
+
+
+def test_nothing_runs_before_enough_wait() -> None:
+    held = Router(ModelConfig("m", max_batch_size=8, dynamic_batching=DynamicBatching()), hold_requests=3)
+    held.worker_ready(1, 2, 0)
+    assert [sends(held.add(request())) for _ in range(4)] == [[], [], [(1, 1, 3)], [(1, 0, 1)]]
+
+
+def test_answers_leave_in_the_order_of_their_requests() -> None:
+    order, left = AnswerOrder(), list[int]()
+
+    def made(number: int) -> InferRequest:
+        return InferRequest((b"",), ((1,),), 1, "k", lambda _: left.append(number))
+
+    requests = [made(number) for number in range(4)]
+    for each in requests:
+        order.admit(each)
+    requests[1].done(())
+    requests[2].done(Unavailable("late"))
+    assert left == [2]
+    requests[0].done(())
+    assert left == [2, 0, 1]
+    requests[3].done(())
+    assert left == [2, 0, 1, 3]
 
 
 def test_a_full_queue_answers_at_once() -> None:

@@ -36,14 +36,16 @@ state={state}
 pipe_dir=$CUDA_MPS_PIPE_DIRECTORY
 if [[ ${{1:-}} == --daemon ]]; then
     exec 3<>"$pipe_dir/wait"
+    echo up >"$pipe_dir/up"
     read -r -u 3 _
     exit
 fi
 if [[ ${{1:-}} == -d ]]; then
     printf 'daemon %s %s\\n' "$CUDA_VISIBLE_DEVICES" "${{pipe_dir##*/}}" >>"$state/calls"
     [[ -e $state/refuse ]] && {{ echo "no licence for this GPU"; exit 1; }}
-    mkfifo "$pipe_dir/wait"
+    mkfifo "$pipe_dir/wait" "$pipe_dir/up"
     setsid "$0" --daemon >/dev/null 2>&1 </dev/null &
+    read -r _ <"$pipe_dir/up"
     echo $! >"$pipe_dir/nvidia-cuda-mps-control.pid"
     echo $! >>"$state/daemons"
     exit

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efserve.records import Failures, LevelRecord, Micros, Requests, ServerCounters, Window
+from efserve.records import Failures, LevelRecord, Load, LoadedModel, Micros, Requests, ServerCounters, Window
 from efserve.stats import (
     WindowFigures,
     chosen_latency_us,
@@ -102,15 +102,15 @@ def test_only_the_last_windows_count() -> None:
 
 def level(ends: list[int], *, borders: list[int], reported: int, failed: list[int], rows: int = 1) -> LevelRecord:
     return LevelRecord(
-        concurrency=2,
-        rows_per_request=rows,
+        load=Load.closed(2),
+        models=(LoadedModel("m", "", rows),),
         windows=tuple(Window(start, end, (end - start) // 2) for start, end in pairwise(borders)),
         reported=reported,
         stable=True,
         reason="",
-        requests=Requests(micros(ends), micros([7 * index for index in range(len(ends))])),
+        requests=Requests.closed(micros(ends), micros([7 * index for index in range(len(ends))])),
         failures=(Failures("timeout", "no answer", micros(failed)),),
-        server=None,
+        server=(None,),
     )
 
 
@@ -140,6 +140,23 @@ def test_a_client_that_uses_a_core_is_said_to_be_the_limit() -> None:
     calm = level([5], borders=[0, 1000], reported=1, failed=[])
     assert not level_statistics(calm).client_bound
     assert level_statistics(replace(calm, windows=(Window(0, 1000, 950),))).client_bound
+
+
+def test_figures_have_intervals_where_there_is_enough_to_tell() -> None:
+    record = level(list(range(10, 2010, 10)), borders=[0, 2000], reported=1, failed=[])
+    shuffled = np.random.default_rng(0).permutation(record.requests.latency_us)
+    found = level_statistics(replace(record, requests=Requests.closed(record.requests.end_us, shuffled)))
+    intervals = found.intervals
+    assert found.latency
+    assert intervals.requests_per_s
+    assert intervals.mean_us
+    assert intervals.p90_us
+    assert found.requests_per_s in intervals.requests_per_s
+    assert found.latency.mean_us in intervals.mean_us
+    assert found.latency.p90_us in intervals.p90_us
+    assert intervals.p99_9_us is None
+    assert level_statistics(record).intervals.p90_us is None  # latency grew all the time: there is no such figure
+    assert level_statistics(level([5], borders=[0, 1000], reported=1, failed=[])).intervals.mean_us is None
 
 
 def test_server_split_is_per_request_and_per_run() -> None:

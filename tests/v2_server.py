@@ -25,6 +25,7 @@ class Behaviour:
     """How the server answers; tests set what they are about."""
 
     delay_s: float = 0.0
+    one_by_one: bool = False  # requests wait for one another: at most 1 / delay_s per second
     extensions: tuple[str, ...] = EXTENSIONS
     has_config: bool = True
     has_index: bool = True
@@ -37,6 +38,7 @@ class Behaviour:
     infers: int = 0
     rows: int = 0
     connections: int = 0
+    free_at_s: float = 0.0  # when the requests so far will be done, one by one
     bodies: set[bytes] = field(default_factory=set)  # distinct bodies of inference requests
 
 
@@ -92,8 +94,12 @@ class Connection(asyncio.Protocol):
             else:
                 self.answer(*infer_answer(behaviour, body, json_bytes, behaviour.drop_floats(number)))
 
-        if behaviour.delay_s:
-            asyncio.get_running_loop().call_later(behaviour.delay_s, reply)
+        loop = asyncio.get_running_loop()
+        if behaviour.one_by_one:
+            behaviour.free_at_s = max(behaviour.free_at_s, loop.time()) + behaviour.delay_s
+            loop.call_at(behaviour.free_at_s, reply)
+        elif behaviour.delay_s:
+            loop.call_later(behaviour.delay_s, reply)
         else:
             reply()
 

@@ -8,104 +8,156 @@ from collections.abc import Iterable
 from itertools import chain
 
 from efserve.inference import InferRequest
-from efserve.model_config import DynamicBatching
+from efserve.model_config import DynamicBatching, QueuePolicy
 
 # Requests that may wait when the model's own policy sets no limit: every queue is bounded.
 QUEUE_LIMIT = 65_536
 
 
-class BatchQueue:
-    """Requests that wait for one model version, oldest first.
+class _Level:
+    """Requests of one priority.
 
-    Invariants: `_delayed` holds requests whose timeout has passed under the policy DELAY; they run behind all others.
-    No waiting request has a deadline before `_next_deadline_ns`.
+    Invariant: `delayed` holds requests whose timeout has passed under the policy DELAY; they run behind all others of
+    their level.
+    """
+
+    __slots__ = ("delayed", "limit", "policy", "waiting")
+
+    def __init__(self, policy: QueuePolicy) -> None:
+        self.policy = policy
+        self.limit = policy.max_queue_size or QUEUE_LIMIT
+        self.waiting: deque[InferRequest] = deque()
+        self.delayed: deque[InferRequest] = deque()
+
+    def timeout_us(self, request: InferRequest) -> int:
+        """How long the request may wait; 0: for ever."""
+        default_us = self.policy.default_timeout_us
+        if self.policy.allow_timeout_override and request.timeout_us:
+            return min(request.timeout_us, default_us) if default_us else request.timeout_us
+        return default_us
+
+    def expire(self, now_ns: int) -> list[InferRequest]:
+        """Takes out what is to be rejected, delays what is to be delayed."""
+        late = [r for r in self.waiting if r.deadline_ns is not None and r.deadline_ns <= now_ns]
+        on_time = [r for r in self.waiting if r.deadline_ns is None or r.deadline_ns > now_ns]
+        self.waiting.clear()
+        self.waiting.extend(on_time)
+        if self.policy.timeout_action == "DELAY":
+            self.delayed.extend(late)
+            return []
+        return late
+
+
+class BatchQueue:
+    """Requests that wait for one model version: by priority, then the oldest first.
+
+    Invariants: `_size` is the number of requests in all `_lines`, which are the levels' queues in the order in which
+    they run. No waiting request has a deadline before `_next_deadline_ns`.
     """
 
     def __init__(self, max_rows: int, batching: DynamicBatching | None) -> None:
         self._max_rows = max_rows
         self._batches = batching is not None and max_rows > 1
-        batching = batching or DynamicBatching()
+        self._batching = batching = batching or DynamicBatching()
         self._preferred = frozenset(batching.preferred_batch_sizes or (max_rows,))
         self._largest_preferred = max(self._preferred)
         self._delay_ns = batching.max_queue_delay_us * 1000
-        self._policy = batching.queue_policy
-        self._limit = batching.queue_policy.max_queue_size or QUEUE_LIMIT
-        self._waiting: deque[InferRequest] = deque()
-        self._delayed: deque[InferRequest] = deque()
+        self._levels = tuple([_Level(policy) for policy in batching.policies()])
+        self._lines = tuple([line for level in self._levels for line in (level.waiting, level.delayed)])
+        self._size = 0
         self._next_deadline_ns: int | None = None
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._delayed)
+        return self._size
 
     def __repr__(self) -> str:
-        return f"<BatchQueue {len(self._waiting)} waiting, {len(self._delayed)} delayed>"
+        delayed = sum(len(level.delayed) for level in self._levels)
+        return f"<BatchQueue {self._size - delayed} waiting, {delayed} delayed>"
 
     @property
     def is_timed(self) -> bool:
         """Whether delays or timeouts can make something happen while nothing arrives."""
-        policy = self._policy
-        return bool(self._delay_ns or policy.default_timeout_us or policy.allow_timeout_override)
+        policies = [level.policy for level in self._levels]
+        return bool(self._delay_ns) or any(p.default_timeout_us or p.allow_timeout_override for p in policies)
 
     def add(self, request: InferRequest) -> bool:
         """Takes the request in, or answers False: the queue is full."""
-        if len(self) >= self._limit:
+        level = self._level(request)
+        if len(level.waiting) + len(level.delayed) >= level.limit or self._size >= QUEUE_LIMIT:
             return False
-        if timeout_us := self._timeout_us(request):
+        if timeout_us := level.timeout_us(request):
             deadline_ns = request.deadline_ns = request.arrival_ns + timeout_us * 1000
             if self._next_deadline_ns is None or deadline_ns < self._next_deadline_ns:
                 self._next_deadline_ns = deadline_ns
-        self._waiting.append(request)
+        level.waiting.append(request)
+        self._size += 1
         return True
 
     def put_back(self, requests: Iterable[InferRequest]) -> None:
-        """Requests whose worker died go in front again, in the order given; limits and deadlines are behind them."""
+        """Requests whose worker died go in front of their level again, in the order given.
+
+        Limits and deadlines are behind them.
+        """
         for request in reversed(list(requests)):
             request.deadline_ns = None
-            self._waiting.appendleft(request)
+            self._level(request).waiting.appendleft(request)
+            self._size += 1
+
+    def remove(self, request: InferRequest) -> bool:
+        """Takes one request out; False when it does not wait here."""
+        level = self._level(request)
+        for line in (level.waiting, level.delayed):
+            if request in line:
+                line.remove(request)
+                self._size -= 1
+                return True
+        return False
 
     def expire(self, now_ns: int) -> list[InferRequest]:
         """Takes out the requests that have waited too long and are to be rejected; delays those to be delayed."""
         if self._next_deadline_ns is None or now_ns < self._next_deadline_ns:
             return []
-        late = [r for r in self._waiting if r.deadline_ns is not None and r.deadline_ns <= now_ns]
-        on_time = [r for r in self._waiting if r.deadline_ns is None or r.deadline_ns > now_ns]
-        self._waiting = deque(on_time)
-        self._next_deadline_ns = min((r.deadline_ns for r in on_time if r.deadline_ns is not None), default=None)
-        if self._policy.timeout_action == "DELAY":
-            self._delayed.extend(late)
-            return []
+        late = [request for level in self._levels for request in level.expire(now_ns)]
+        self._size -= len(late)
+        waiting = chain.from_iterable([level.waiting for level in self._levels])
+        self._next_deadline_ns = min((r.deadline_ns for r in waiting if r.deadline_ns is not None), default=None)
         return late
 
     def take(self, now_ns: int) -> list[InferRequest]:
         """The batch that should run now, taken out; empty when nothing waits or it is worth waiting for more."""
-        return [(self._waiting or self._delayed).popleft() for _ in range(self._count(now_ns))]
+        count = self._count(now_ns)
+        self._size -= count
+        batch: list[InferRequest] = []
+        for line in self._lines:
+            while line and len(batch) < count:
+                batch.append(line.popleft())
+        return batch
 
     def due_ns(self, now_ns: int) -> int | None:
         """When to look again if nothing arrives and no worker becomes free: a delay ends or a deadline passes.
 
         A delay that is over already asks for nothing: its batch waits for a worker.
         """
-        if not self._waiting or not self._delay_ns:
+        if not self._delay_ns:
             return self._next_deadline_ns
-        delay_end_ns = self._waiting[0].arrival_ns + self._delay_ns
-        if delay_end_ns <= now_ns:
+        oldest_ns = min((level.waiting[0].arrival_ns for level in self._levels if level.waiting), default=None)
+        if oldest_ns is None or oldest_ns + self._delay_ns <= now_ns:
             return self._next_deadline_ns
+        delay_end_ns = oldest_ns + self._delay_ns
         return delay_end_ns if self._next_deadline_ns is None else min(delay_end_ns, self._next_deadline_ns)
 
     def drain(self) -> list[InferRequest]:
         """Takes everything out."""
-        everything = [*self._waiting, *self._delayed]
-        self._waiting.clear()
-        self._delayed.clear()
+        everything = list(chain.from_iterable(self._lines))
+        for line in self._lines:
+            line.clear()
+        self._size = 0
         self._next_deadline_ns = None
         return everything
 
-    def _timeout_us(self, request: InferRequest) -> int:
-        policy = self._policy
-        default_us = policy.default_timeout_us
-        if policy.allow_timeout_override and request.timeout_us:
-            return min(request.timeout_us, default_us) if default_us else request.timeout_us
-        return default_us
+    def _level(self, request: InferRequest) -> _Level:
+        levels = self._levels
+        return levels[0] if len(levels) == 1 else levels[self._batching.level(request.priority)]
 
     def _count(self, now_ns: int) -> int:
         """How many requests from the front run now; 0: none waits, or wait for more.
@@ -113,23 +165,26 @@ class BatchQueue:
         The order of the rules is that of Triton's DynamicBatchScheduler::GetDynamicBatch.
         """
         if not self._batches:
-            return 1 if self._waiting or self._delayed else 0
+            return 1 if self._size else 0
         rows = count = preferred_count = 0
         complete = False  # the next request cannot join this batch
         first: InferRequest | None = None
-        for request in chain(self._waiting, self._delayed):
+        oldest_ns = 0  # arrival of the oldest in this batch: not the first where there are several levels
+        for request in chain.from_iterable(self._lines):
             if first is None:
                 first = request
+                oldest_ns = request.arrival_ns
             elif rows + request.rows > self._max_rows or request.shape_key != first.shape_key:
                 complete = True
                 break
+            oldest_ns = min(oldest_ns, request.arrival_ns)
             rows += request.rows
             count += 1
             if rows in self._preferred:
                 preferred_count = count
         if first is None:
             return 0
-        late = self._delay_ns != 0 and now_ns - first.arrival_ns >= self._delay_ns
+        late = self._delay_ns != 0 and now_ns - oldest_ns >= self._delay_ns
         if preferred_count and not late:
             return preferred_count
         if complete or late or not self._delay_ns or rows >= self._largest_preferred:

@@ -13,8 +13,14 @@ COMMANDS = {
     "convert": "Convert a model to TorchScript and ONNX, with a parity report.",
     "infer": "Run a model on images or arrays and print the top classes.",
     "serve": "Serve a model repository over the KServe v2 protocol.",
+    "models": "Show the models of a running server; load and unload them.",
+    "check": "Validate a model repository without serving it.",
     "bench": "Measure a server under load; starts one itself without --url.",
+    "compare": "Measure several servers in turns and tell differences from noise.",
+    "report": "Make HTML, CSV, Markdown or tables from results; compare runs.",
     "profile": "Measure latency over batch sizes and shares of the device.",
+    "plan": "Pack models on partitions of devices so that every rate and SLO holds.",
+    "simulate": "Run plans on simulated devices and tell how many requests keep their SLO.",
 }
 
 

@@ -63,6 +63,10 @@ class ModelCounters:
 
     __slots__ = (
         "batches",
+        "cache_hit_ns",
+        "cache_hits",
+        "cache_miss_ns",
+        "cache_misses",
         "compute_infer_ns",
         "compute_input_ns",
         "compute_output_ns",
@@ -87,6 +91,10 @@ class ModelCounters:
         self.compute_input_ns = 0
         self.compute_infer_ns = 0
         self.compute_output_ns = 0
+        self.cache_hits = 0  # requests that were answered without a run; they are successes too
+        self.cache_hit_ns = 0
+        self.cache_misses = 0
+        self.cache_miss_ns = 0
         self.rows = 0
         self.executions = 0
         self.failures = dict.fromkeys(FAILURE_REASONS, 0)
@@ -134,6 +142,20 @@ class ModelCounters:
         batch.input_ns += input_ns
         batch.infer_ns += infer_ns
         batch.output_ns += output_ns
+
+    def cache_hit(self, spent_ns: int) -> None:
+        """Count one request that was answered from the cache."""
+        self.successes += 1
+        self.success_ns += spent_ns
+        self.cache_hits += 1
+        self.cache_hit_ns += spent_ns
+        self.request_durations.add(spent_ns)
+        self.last_inference_ms = time.time_ns() // 1_000_000
+
+    def cache_miss(self, spent_ns: int) -> None:
+        """Count one request that the cache had no answer for, and the time that looking took."""
+        self.cache_misses += 1
+        self.cache_miss_ns += spent_ns
 
     def failed(self, reason: str, duration_ns: int = 0) -> None:
         """Count one request that was answered with an error; an unknown reason counts as OTHER."""

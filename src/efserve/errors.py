@@ -38,6 +38,18 @@ class HeadTooLarge(InvalidRequest):
     http_status = 431
 
 
+class Unauthorized(ClientError):
+    """The request lacks the token that it needs."""
+
+    http_status = 401
+
+
+class Forbidden(ClientError):
+    """Not from there: the request is allowed only on the server's own machine."""
+
+    http_status = 403
+
+
 class NotFound(ClientError):
     """No such model, version or route."""
 
@@ -62,6 +74,10 @@ class Unavailable(ServerError):
     """Not now: the queue is full, the request waited too long, or the model is not ready."""
 
     http_status = 503
+
+
+class WorkerDied(Unavailable):
+    """The workers that ran this request died; another may be up soon, but it may be the request that kills them."""
 
 
 class LoadFailed(ServerError):

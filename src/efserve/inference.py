@@ -44,6 +44,14 @@ class InferRequest:
     deadline_ns: int | None = None
     retried: bool = False
     cancelled: bool = False
+    priority: int = 0  # 1 is the highest; 0: the model's default
+    withdraw: Callable[["InferRequest"], None] | None = None  # set by whoever holds it: it is cancelled, let it go
+
+    def cancel(self) -> None:
+        """The client has gone: nobody waits for the answer, and what waits for its turn need not run."""
+        self.cancelled = True
+        if self.withdraw is not None:
+            self.withdraw(self)
 
 
 class BatchTiming(NamedTuple):

@@ -32,6 +32,42 @@ class DynamicBatching:
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_us: int = 0
     queue_policy: QueuePolicy = QueuePolicy()
+    preserve_ordering: bool = False  # answers leave in the order of their requests
+    priority_levels: int = 0  # 1 is the highest; 0: all requests are equal
+    default_priority_level: int = 0
+    priority_policies: dict[int, QueuePolicy] = field(default_factory=dict)  # level -> policy, where it has its own
+
+    def policies(self) -> tuple[QueuePolicy, ...]:
+        """The policy of each level, the highest first; there is always one level."""
+        levels = range(1, max(1, self.priority_levels) + 1)
+        return tuple(self.priority_policies.get(level, self.queue_policy) for level in levels)
+
+    def level(self, priority: int) -> int:
+        """Where among `policies` a request with this priority waits; what is no level gets the default."""
+        if not 1 <= priority <= self.priority_levels:
+            priority = self.default_priority_level
+        return max(1, priority) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupInput:
+    """One input of a warm-up sample, without the batch; `file` below the model's folder `warmup`, or zeros or noise."""
+
+    name: str
+    datatype: str
+    dims: Shape
+    file: str = ""
+    is_random: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupSample:
+    """`model_warmup`: inputs that run before the first request, `count` times."""
+
+    name: str
+    inputs: tuple[WarmupInput, ...]
+    rows: int = 1
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +97,9 @@ class ModelConfig:
     default_model_filename: str = ""
     label_filenames: dict[str, str] = field(default_factory=dict)  # output name -> file in the model's folder
     parameters: dict[str, str] = field(default_factory=dict)
+    warmup: tuple[WarmupSample, ...] = ()
+    response_cache: bool = False
+    optional_inputs: tuple[str, ...] = ()  # names of inputs that a request may leave out
 
     @property
     def batches(self) -> bool:
@@ -71,6 +110,14 @@ class ModelConfig:
     def max_rows(self) -> int:
         """Most rows that one execution may have."""
         return max(1, self.max_batch_size)
+
+    def with_max_batch(self, max_batch_size: int) -> "ModelConfig":
+        """The config with another maximum; preferred sizes beyond it are dropped, for no batch can reach them."""
+        batching = self.dynamic_batching
+        if batching is not None:
+            reachable = tuple(size for size in batching.preferred_batch_sizes if size <= max_batch_size)
+            batching = replace(batching, preferred_batch_sizes=reachable)
+        return replace(self, max_batch_size=max_batch_size, dynamic_batching=batching)
 
     def input_shape(self, spec: TensorSpec) -> Shape:
         """Shape of an input or output as clients see it: with -1 in front where the model batches."""

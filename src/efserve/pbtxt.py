@@ -3,8 +3,9 @@
 Every field that efserve does not honour is an error that names it; nothing is ignored silently.
 """
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 from google.protobuf import json_format, text_format
@@ -13,7 +14,14 @@ from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2 as pb
 
 from efserve.errors import ConfigError
-from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy, VersionPolicy
+from efserve.model_config import (
+    DynamicBatching,
+    ModelConfig,
+    QueuePolicy,
+    VersionPolicy,
+    WarmupInput,
+    WarmupSample,
+)
 from efserve.tensors import TensorSpec
 
 # What a config may say; {} ends a branch: a scalar, or a message of which every field is honoured.
@@ -29,7 +37,7 @@ _SUPPORTED: _Fields = {
     "platform": {},
     "backend": {},
     "max_batch_size": {},
-    "input": {"name": {}, "data_type": {}, "dims": {}},
+    "input": {"name": {}, "data_type": {}, "dims": {}, "optional": {}},
     "output": {"name": {}, "data_type": {}, "dims": {}, "label_filename": {}},
     "version_policy": {},
     "instance_group": {"name": {}, "kind": {}, "count": {}},
@@ -37,9 +45,15 @@ _SUPPORTED: _Fields = {
         "preferred_batch_size": {},
         "max_queue_delay_microseconds": {},
         "default_queue_policy": _QUEUE_POLICY,
+        "preserve_ordering": {},
+        "priority_levels": {},
+        "default_priority_level": {},
+        "priority_queue_policy": {},
     },
     "default_model_filename": {},
     "parameters": {},
+    "model_warmup": {},
+    "response_cache": {},
 }
 # (platform, backend) as Triton names them
 _TRITON_NAMES = {
@@ -69,24 +83,44 @@ def parse_config(text: str, name: str) -> ModelConfig:
         text_format.Parse(text, message)
     except text_format.ParseError as exc:
         raise ConfigError(f"config.pbtxt of '{name}', line:column {exc}") from exc
-    for field in _unsupported(message, _SUPPORTED):
-        raise ConfigError(f"config.pbtxt of '{name}': field '{field}' is not supported by efserve; remove it")
+    return _from_message(message, name)
+
+
+def parse_config_json(text: str, name: str) -> ModelConfig:
+    """The config that `text`, JSON as the config call answers it, gives for the model `name`; errors likewise."""
+    message = pb.ModelConfig()
+    try:
+        json_format.Parse(text, message)
+    except json_format.ParseError as exc:
+        raise ConfigError(f"config given for '{name}': {exc}") from exc
+    return _from_message(message, name)
+
+
+def _from_message(message: Any, name: str) -> ModelConfig:
+    for trouble in _unsupported(message, _SUPPORTED):
+        raise ConfigError(f"config.pbtxt of '{name}': {trouble}")
     if message.name not in ("", name):
         raise ConfigError(f"config.pbtxt of '{name}': name is '{message.name}', but the model's folder is '{name}'")
     if message.max_batch_size < 0:
         raise ConfigError(f"config.pbtxt of '{name}': max_batch_size is {message.max_batch_size}, expected 0 or more")
+    for filename in (message.default_model_filename, *(tensor.label_filename for tensor in message.output)):
+        if PurePosixPath(filename).is_absolute() or ".." in PurePosixPath(filename).parts:
+            raise ConfigError(f"config.pbtxt of '{name}': file '{filename}' is outside the model's folder")
     return ModelConfig(
         name=name,
         engine=_engine(message, name),
         max_batch_size=message.max_batch_size,
-        inputs=tuple(_spec(tensor, name) for tensor in message.input),
-        outputs=tuple(_spec(tensor, name) for tensor in message.output),
+        inputs=_specs("input", message.input, name),
+        outputs=_specs("output", message.output, name),
         dynamic_batching=_dynamic_batching(message, name),
         instance_count=_instance_count(message, name),
         version_policy=_version_policy(message, name),
         default_model_filename=message.default_model_filename,
         label_filenames={tensor.name: tensor.label_filename for tensor in message.output if tensor.label_filename},
         parameters={key: value.string_value for key, value in message.parameters.items()},
+        warmup=tuple(_warmup(sample, name) for sample in message.model_warmup),
+        response_cache=message.response_cache.enable,
+        optional_inputs=tuple(tensor.name for tensor in message.input if tensor.optional),
     )
 
 
@@ -110,7 +144,8 @@ def config_message(config: ModelConfig) -> Any:
         default_model_filename=config.default_model_filename,
     )
     for spec in config.inputs:
-        message.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.dims)
+        optional = spec.name in config.optional_inputs
+        message.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.dims, optional=optional)
     for spec in config.outputs:
         labels = config.label_filenames.get(spec.name, "")
         message.output.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.dims, label_filename=labels)
@@ -124,24 +159,56 @@ def config_message(config: ModelConfig) -> Any:
         name=f"{config.name}_0", count=max(1, config.instance_count), kind=pb.ModelInstanceGroup.KIND_CPU
     )
     if (batching := config.dynamic_batching) is not None:
-        message.dynamic_batching.preferred_batch_size.extend(batching.preferred_batch_sizes)
-        message.dynamic_batching.max_queue_delay_microseconds = batching.max_queue_delay_us
-        if batching.queue_policy != QueuePolicy():
-            policy = message.dynamic_batching.default_queue_policy
-            policy.max_queue_size = batching.queue_policy.max_queue_size
-            policy.default_timeout_microseconds = batching.queue_policy.default_timeout_us
-            policy.timeout_action = pb.ModelQueuePolicy.TimeoutAction.Value(batching.queue_policy.timeout_action)
-            policy.allow_timeout_override = batching.queue_policy.allow_timeout_override
+        _write_batching(message.dynamic_batching, batching)
     for key, value in config.parameters.items():
         message.parameters[key].string_value = value
+    for sample in config.warmup:
+        _write_warmup(message.model_warmup.add(name=sample.name, batch_size=sample.rows, count=sample.count), sample)
+    if config.response_cache:
+        message.response_cache.enable = True
     return message
+
+
+def _write_warmup(message: Any, sample: WarmupSample) -> None:
+    for given in sample.inputs:
+        target = message.inputs[given.name]
+        target.data_type = _data_type(given.datatype)
+        target.dims.extend(given.dims)
+        if given.file:
+            target.input_data_file = given.file
+        elif given.is_random:
+            target.random_data = True
+        else:
+            target.zero_data = True
+
+
+def _write_batching(message: Any, batching: DynamicBatching) -> None:
+    message.preferred_batch_size.extend(batching.preferred_batch_sizes)
+    message.max_queue_delay_microseconds = batching.max_queue_delay_us
+    message.preserve_ordering = batching.preserve_ordering
+    message.priority_levels = batching.priority_levels
+    message.default_priority_level = batching.default_priority_level
+    if batching.queue_policy != QueuePolicy():
+        _write_policy(message.default_queue_policy, batching.queue_policy)
+    for level, policy in batching.priority_policies.items():
+        _write_policy(message.priority_queue_policy[level], policy)
+
+
+def _write_policy(message: Any, policy: QueuePolicy) -> None:
+    message.max_queue_size = policy.max_queue_size
+    message.default_timeout_microseconds = policy.default_timeout_us
+    message.timeout_action = pb.ModelQueuePolicy.TimeoutAction.Value(policy.timeout_action)
+    message.allow_timeout_override = policy.allow_timeout_override
 
 
 def _unsupported(message: Message, supported: _Fields, prefix: str = "") -> Iterator[str]:
     for field, value in message.ListFields():
         path = f"{prefix}{field.name}"
         if field.name not in supported:
-            yield path
+            yield f"field '{path}' is not supported by efserve; remove it"
+        elif field.enum_type is not None and value not in field.enum_type.values_by_number:
+            known = ", ".join(field.enum_type.values_by_name)
+            yield f"field '{path}' is {value}, which has no meaning; expected one of {known}"
         elif inner := supported[field.name]:
             for part in value if _is_repeated(field) else (value,):
                 yield from _unsupported(part, inner, f"{path}.")
@@ -166,6 +233,15 @@ def _engine(message: Any, name: str) -> str:
     return engines.pop() if engines else ""
 
 
+def _specs(kind: str, tensors: Iterable[Any], model: str) -> tuple[TensorSpec, ...]:
+    specs: dict[str, TensorSpec] = {}
+    for tensor in tensors:
+        if tensor.name in specs:
+            raise ConfigError(f"config.pbtxt of '{model}': {kind} '{tensor.name}' is listed twice")
+        specs[tensor.name] = _spec(tensor, model)
+    return tuple(specs.values())
+
+
 def _spec(tensor: Any, model: str) -> TensorSpec:
     if not tensor.name:
         raise ConfigError(f"config.pbtxt of '{model}': an input or output has no name")
@@ -176,6 +252,23 @@ def _spec(tensor: Any, model: str) -> TensorSpec:
         raise ConfigError(f"config.pbtxt of '{model}': tensor '{tensor.name}' has dimension {bad}, expected -1 or more")
     datatype = pb.DataType.Name(tensor.data_type).removeprefix("TYPE_")
     return TensorSpec(tensor.name, "BYTES" if datatype == "STRING" else datatype, tuple(tensor.dims))
+
+
+def _warmup(sample: Any, model: str) -> WarmupSample:
+    where = f"config.pbtxt of '{model}': model_warmup '{sample.name}'"
+    inputs = []
+    for name, given in sorted(sample.inputs.items()):
+        kind = given.WhichOneof("input_data_type")
+        if kind is None:
+            raise ConfigError(f"{where}: input '{name}' needs one of zero_data, random_data and input_data_file")
+        if any(dim < 1 for dim in given.dims):
+            raise ConfigError(f"{where}: input '{name}' has dims {list(given.dims)}, expected fixed ones")
+        file = given.input_data_file
+        if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+            raise ConfigError(f"{where}: file '{file}' is outside the model's folder")
+        spec = _spec(SimpleNamespace(name=name, data_type=given.data_type, dims=given.dims), model)
+        inputs.append(WarmupInput(name, spec.datatype, spec.dims, file, kind == "random_data"))
+    return WarmupSample(sample.name, tuple(inputs), max(1, sample.batch_size), max(1, sample.count))
 
 
 def _data_type(datatype: str) -> int:
@@ -194,16 +287,34 @@ def _dynamic_batching(message: Any, name: str) -> DynamicBatching | None:
             f"config.pbtxt of '{name}': preferred_batch_size {list(preferred)} must lie between 1 and "
             f"max_batch_size {message.max_batch_size}"
         )
-    policy = batching.default_queue_policy
+    levels, default = batching.priority_levels, batching.default_priority_level
+    if levels and not 1 <= default <= levels:
+        raise ConfigError(
+            f"config.pbtxt of '{name}': default_priority_level is {default}, expected 1 to priority_levels {levels}"
+        )
+    for level in batching.priority_queue_policy:
+        if not 1 <= level <= levels:
+            raise ConfigError(
+                f"config.pbtxt of '{name}': priority_queue_policy has level {level}, expected 1 to priority_levels "
+                f"{levels}"
+            )
     return DynamicBatching(
         preferred_batch_sizes=preferred,
         max_queue_delay_us=batching.max_queue_delay_microseconds,
-        queue_policy=QueuePolicy(
-            max_queue_size=policy.max_queue_size,
-            default_timeout_us=policy.default_timeout_microseconds,
-            timeout_action="DELAY" if policy.timeout_action == pb.ModelQueuePolicy.DELAY else "REJECT",
-            allow_timeout_override=policy.allow_timeout_override,
-        ),
+        queue_policy=_queue_policy(batching.default_queue_policy),
+        preserve_ordering=batching.preserve_ordering,
+        priority_levels=levels,
+        default_priority_level=default,
+        priority_policies={level: _queue_policy(p) for level, p in sorted(batching.priority_queue_policy.items())},
+    )
+
+
+def _queue_policy(policy: Any) -> QueuePolicy:
+    return QueuePolicy(
+        max_queue_size=policy.max_queue_size,
+        default_timeout_us=policy.default_timeout_microseconds,
+        timeout_action="DELAY" if policy.timeout_action == pb.ModelQueuePolicy.DELAY else "REJECT",
+        allow_timeout_override=policy.allow_timeout_override,
     )
 
 
@@ -241,7 +352,11 @@ def _numbers(descriptor: Any, printed: dict[str, Any]) -> dict[str, Any]:
         value = printed[field.name]
         if field.cpp_type in (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64):
             printed[field.name] = [int(v) for v in value] if isinstance(value, list) else int(value)
-        elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
+        elif field.message_type is not None and field.message_type.GetOptions().map_entry:
+            kind = field.message_type.fields_by_name["value"].message_type
+            for part in value.values() if kind is not None else ():
+                _numbers(kind, part)
+        elif field.message_type is not None:
             for part in value if isinstance(value, list) else [value]:
                 _numbers(field.message_type, part)
     return printed

@@ -4,6 +4,7 @@ Layout as Triton's: `<repository>/<model>/config.pbtxt` (optional) and `<model>/
 model.py`. Reads directories and configs; loads no model.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +85,8 @@ class Scan:
     errors: dict[str, EfserveError]
 
 
-def scan(repositories: Sequence[Path], names: Sequence[str] = ()) -> Scan:
-    """All models of the repositories, or those named.
-
-    Raises UsageError for a repository that is no folder, NotFound for a name that none of them holds, ConfigError when
-    two hold the same model.
-    """
+def model_folders(repositories: Sequence[Path]) -> dict[str, Path]:
+    """The folder of each model, by its name; UsageError for a repository that is none, ConfigError for a name twice."""
     folders: dict[str, Path] = {}
     for repository in repositories:
         if not repository.is_dir():
@@ -100,6 +97,30 @@ def scan(repositories: Sequence[Path], names: Sequence[str] = ()) -> Scan:
             if path.name in folders:
                 raise ConfigError(f"model '{path.name}' is in two repositories: {folders[path.name]} and {path}")
             folders[path.name] = path
+    return folders
+
+
+def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:
+    """What changes when anything in a model's folder does: path, time and size of each file in it."""
+    found = set()
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            path = Path(parent, file)
+            try:
+                facts = path.stat()
+            except OSError:  # it has just gone, or leads nowhere
+                continue
+            found.add((str(path.relative_to(folder)), facts.st_mtime_ns, facts.st_size))
+    return frozenset(found)
+
+
+def scan(repositories: Sequence[Path], names: Sequence[str] = ()) -> Scan:
+    """All models of the repositories, or those named.
+
+    Raises UsageError for a repository that is no folder, NotFound for a name that none of them holds, ConfigError when
+    two hold the same model.
+    """
+    folders = model_folders(repositories)
     for name in names:
         if name not in folders:
             known = ", ".join(folders) or "none"
@@ -115,10 +136,14 @@ def scan(repositories: Sequence[Path], names: Sequence[str] = ()) -> Scan:
     return Scan(tuple(models), errors)
 
 
-def read_model(path: Path) -> ModelFolder:
-    """The model whose folder is `path`; raises ConfigError when its config is wrong or it has no versions."""
+def read_model(path: Path, config: ModelConfig | None = None) -> ModelFolder:
+    """The model whose folder is `path`, with its own config or the one given instead.
+
+    Raises ConfigError when the config is wrong or there are no versions.
+    """
     config_path = path / "config.pbtxt"
-    config = read_config(config_path, path.name) if config_path.is_file() else ModelConfig(path.name)
+    if config is None:
+        config = read_config(config_path, path.name) if config_path.is_file() else ModelConfig(path.name)
     versions = sorted(int(child.name) for child in path.iterdir() if child.is_dir() and _is_version(child.name))
     if not versions:
         raise ConfigError(f"model '{path.name}' has no version folder; expected {path}/1 with a model file in it")
@@ -131,7 +156,7 @@ def read_labels(folder: Path, config: ModelConfig) -> dict[str, tuple[str, ...]]
     for output, filename in config.label_filenames.items():
         try:
             labels[output] = tuple((folder / filename).read_text(encoding="utf-8").splitlines())
-        except OSError as exc:
+        except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError(f"label file of output '{output}' of '{config.name}' cannot be read: {exc}") from exc
     return labels
 

@@ -4,12 +4,14 @@ Pure and synchronous. Knows workers by number and their slots, not their process
 out its actions. Each request that goes in comes out exactly once: sent, failed, or sent again after a death.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from efserve.batching import BatchQueue
-from efserve.errors import Cancelled, EfserveError, Unavailable
-from efserve.inference import InferRequest
+from efserve.errors import Cancelled, EfserveError, Unavailable, WorkerDied
+from efserve.inference import InferRequest, Outcome
 from efserve.model_config import ModelConfig
 
 
@@ -49,8 +51,10 @@ class Router:
     Invariant: a request is in the queue, or in exactly one slot of one worker, or has left.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, hold_requests: int = 0) -> None:
+        """With `hold_requests`, nothing runs before so many requests have waited at once; for tests of batching."""
         self._name = config.name
+        self._hold_requests = hold_requests
         self._queue = BatchQueue(config.max_rows, config.dynamic_batching)
         self._workers: dict[int, _WorkerSlots] = {}
         self._closed: EfserveError | None = None
@@ -81,6 +85,10 @@ class Router:
         if not self._queue.add(request):
             return (Fail(request, Unavailable("Exceeds maximum queue size")),)
         return self._dispatch(request.arrival_ns)
+
+    def cancel(self, request: InferRequest) -> Sequence[Action]:
+        """The client of a request has gone: it leaves the queue, where it still waits; what runs is not disturbed."""
+        return (Fail(request, Cancelled("the client has gone")),) if self._queue.remove(request) else ()
 
     def worker_ready(self, worker: int, slots: int, now_ns: int) -> Sequence[Action]:
         """A worker can take batches, as many at once as it has slots."""
@@ -113,7 +121,7 @@ class Router:
             request.retried = True
             request.shape_key = object()  # equal to no other
         self._queue.put_back([*again, *(request for batch in batches[1:] for request in batch)])
-        error = Unavailable(f"the worker of '{self._name}' died twice while this request was running")
+        error = WorkerDied(f"the worker of '{self._name}' died twice while this request was running")
         return (*(Fail(request, error) for request in failed), *self._dispatch(now_ns))
 
     def close(self, error: EfserveError) -> Sequence[Action]:
@@ -138,6 +146,9 @@ class Router:
         queue = self._queue
         if late := queue.expire(now_ns):
             actions.extend(Fail(request, Unavailable("Request timeout expired")) for request in late)
+        if self._hold_requests and len(queue) < self._hold_requests:
+            return actions
+        self._hold_requests = 0
         while len(queue):
             worker = self._most_free()
             if worker < 0:
@@ -164,6 +175,37 @@ class Router:
             if free > most:
                 best, most = number, free
         return best
+
+
+class AnswerOrder:
+    """Lets the answers of one model version leave in the order in which their requests came; errors leave at once."""
+
+    def __init__(self) -> None:
+        self._open: deque[_Turn] = deque()
+
+    def admit(self, request: InferRequest) -> None:
+        """From now on the request's answer waits for those of the requests admitted before."""
+        turn = _Turn(request.done)
+        self._open.append(turn)
+        request.done = partial(self._done, turn)
+
+    def _done(self, turn: "_Turn", outcome: Outcome) -> None:
+        turn.is_done = True
+        if isinstance(outcome, EfserveError):
+            turn.done(outcome)
+        else:
+            turn.outcome = outcome
+        while self._open and self._open[0].is_done:
+            ready = self._open.popleft()
+            if ready.outcome is not None:
+                ready.done(ready.outcome)
+
+
+@dataclass(slots=True)
+class _Turn:
+    done: Callable[[Outcome], None]
+    is_done: bool = False
+    outcome: Outcome | None = None
 
 
 @dataclass(slots=True)

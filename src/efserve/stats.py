@@ -3,21 +3,28 @@
 Every formula stands in docs/bench.md. Owns no clock, no file, no table.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
+from efserve.intervals import mean_interval, percentile_interval, rate_interval
 from efserve.records import (
+    Clients,
+    ClientsStatistics,
+    Intervals,
     LatencySummary,
     LevelRecord,
     LevelStatistics,
     Micros,
+    ModelStatistics,
     ServerCounters,
     ServerSplit,
     Window,
 )
 
+PERCENTILES = (50, 90, 95, 99, 99.9)  # in the order of the fields of `LatencySummary` and `Intervals`
 STABLE_WINDOWS = 3
 STABLE_RATIO = 1.10  # greatest / least of the last windows, of throughput and of latency
 CLIENT_BOUND_CORES = 0.9
@@ -44,7 +51,7 @@ def latency_summary(latency_us: Micros) -> LatencySummary | None:
     """Mean, deviation, percentiles (linear interpolation between closest ranks) and maximum; None for no requests."""
     if not latency_us.size:
         return None
-    p50, p90, p95, p99, p99_9 = (float(p) for p in np.percentile(latency_us, (50, 90, 95, 99, 99.9)))
+    p50, p90, p95, p99, p99_9 = (float(p) for p in np.percentile(latency_us, PERCENTILES))
     return LatencySummary(
         mean_us=float(latency_us.mean()),
         deviation_us=float(latency_us.std()),
@@ -106,21 +113,82 @@ def level_statistics(level: LevelRecord) -> LevelStatistics:
     """The figures of a level, over its reported windows. A request belongs to the window in which it ended."""
     windows = level.windows[len(level.windows) - level.reported :]
     duration_s = (windows[-1].end_us - windows[0].start_us) / 1e6
-    latency_us = level.requests.latency_us[_ended_in(level.requests.end_us, windows)]
+    inside = in_reported_windows(level)
+    latency_us = level.requests.latency_us[inside]
     requests = int(latency_us.size)
-    errors = {failed.kind: _count(failed.end_us, windows) for failed in level.failures}
+    models = tuple(_model_statistics(level, index, windows) for index in range(len(level.models)))
     client_cpu_cores = sum(window.client_cpu_us for window in windows) / 1e6 / duration_s
+    processes = level.pool.processes if level.pool else 1
     return LevelStatistics(
         duration_s=duration_s,
         requests=requests,
         requests_per_s=requests / duration_s,
-        inferences_per_s=requests * level.rows_per_request / duration_s,
+        inferences_per_s=sum(model.inferences_per_s for model in models),
+        latency=latency_summary(latency_us),
+        errors=_summed_errors(models),
+        client_cpu_cores=client_cpu_cores,
+        client_bound=client_cpu_cores > CLIENT_BOUND_CORES * processes,
+        server=server_split(_summed(level.server)),
+        service=latency_summary(level.requests.service_us[inside]),
+        delay=latency_summary(level.requests.delay_us[inside]) if level.load.is_open else None,
+        due_per_s=sum(window.due for window in windows) / duration_s,
+        models=models,
+        clients=_clients_statistics(level.clients),
+        intervals=Intervals(
+            rate_interval(level.requests.end_us[inside], windows[0].start_us, windows[-1].end_us),
+            mean_interval(latency_us),
+            *(percentile_interval(latency_us, percentile) for percentile in PERCENTILES),
+        ),
+    )
+
+
+def _model_statistics(level: LevelRecord, index: int, windows: Sequence[Window]) -> ModelStatistics:
+    model = level.models[index]
+    duration_s = (windows[-1].end_us - windows[0].start_us) / 1e6
+    inside = _ended_in(level.requests.end_us, windows)
+    latency_us = level.requests.latency_us[inside][level.requests.model[inside] == index]
+    requests = int(latency_us.size)
+    errors = {failed.kind: _count(failed.end_us, windows) for failed in level.failures if failed.model == index}
+    return ModelStatistics(
+        name=model.name,
+        requests=requests,
+        requests_per_s=requests / duration_s,
+        inferences_per_s=requests * model.rows_per_request / duration_s,
         latency=latency_summary(latency_us),
         errors={kind: count for kind, count in errors.items() if count},
-        client_cpu_cores=client_cpu_cores,
-        client_bound=client_cpu_cores > CLIENT_BOUND_CORES,
-        server=server_split(level.server),
+        server=server_split(level.server[index]),
+        slo_ms=model.slo_ms,
+        within_slo=int((latency_us <= model.slo_ms * 1000).sum()),
     )
+
+
+def _summed_errors(models: Sequence[ModelStatistics]) -> dict[str, int]:
+    counts = Counter[str]()
+    for model in models:
+        counts.update(model.errors)
+    return dict(counts)
+
+
+def _summed(counters: Sequence[ServerCounters | None]) -> ServerCounters | None:
+    """The counters of all models together; None when one of them has none."""
+    known = [single for single in counters if single is not None]
+    if not known or len(known) < len(counters):
+        return None
+    return ServerCounters(*(sum(getattr(single, field.name) for single in known) for field in fields(ServerCounters)))
+
+
+def _clients_statistics(clients: Clients | None) -> ClientsStatistics | None:
+    if clients is None:
+        return None
+    mean_us = clients.mean_us[clients.requests > 0]
+    if not mean_us.size:
+        return ClientsStatistics(0, 0.0, 0.0)
+    return ClientsStatistics(int(mean_us.size), float(mean_us.mean()), float(mean_us.std()))
+
+
+def in_reported_windows(level: LevelRecord) -> slice:
+    """Where those requests of a level stand that its figures cover."""
+    return _ended_in(level.requests.end_us, level.windows[len(level.windows) - level.reported :])
 
 
 def _ended_in(end_us: Micros, windows: Sequence[Window]) -> slice:

@@ -38,6 +38,11 @@ DATATYPES = tuple(NUMPY_DTYPES)
 _LENGTH = struct.Struct("<I")
 
 
+# Stands for an optional input that a request does not have: as an array, and as the last dimension of its shape.
+ABSENT: Array = np.empty(0, np.void)
+ABSENT_DIM = -1
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Name, datatype and shape of a model's input or output; -1 stands for a free dimension.

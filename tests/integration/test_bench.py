@@ -104,7 +104,7 @@ def test_machine_output_has_stdout_for_itself(tmp_path: Path, url: str, machine:
     assert done.returncode == 0
     assert "Concurrency: 2, throughput:" in done.stderr
     if machine == "--json":
-        assert json.loads(done.stdout)["levels"][0]["record"]["concurrency"] == 2
+        assert json.loads(done.stdout)["levels"][0]["record"]["load"]["label"] == "2"
         assert not (tmp_path / "reports").exists()
     else:
         assert done.stdout.startswith("Concurrency,")
@@ -139,7 +139,8 @@ def test_a_model_that_cannot_load_is_told_with_its_reason(tmp_path: Path) -> Non
         done = run(tmp_path, "--model-repository", "models", *arguments, *QUICK)
         assert done.returncode == 1
         assert done.stderr.startswith("Error: ")
-        assert f"{says}InvalidProtobuf" in done.stderr
+        assert says in done.stderr
+        assert "cannot be loaded: InvalidProtobuf" in done.stderr
         assert done.stderr.count("\n") == 1
 
 
@@ -207,4 +208,4 @@ def test_an_unreachable_server_is_one_sentence(tmp_path: Path) -> None:
 
 def test_every_option_is_a_field_of_the_config() -> None:
     options = {parameter.name for parameter in command.params}
-    assert options == {field.name for field in fields(BenchConfig)} | {"json_file", "csv_file"}
+    assert options == {field.name for field in fields(BenchConfig)} | {"json_file", "csv_file", "plot"}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import onnx_models
@@ -91,9 +92,25 @@ def test_killed_convert_leaves_nothing_that_is_seen_and_the_next_cleans_up(tmp_p
 
 
 def test_vision_transformer_in_half_precision(tmp_path: Path) -> None:
-    words = ("torch_models:vision_transformer", "--input-shape", "3,32,32", "--precision", "fp16")
+    words = ("torch_models:vision_transformer", "--input-shape", "3,32,32", "--precision", "fp16", "--name", "vit")
     run = convert(tmp_path, *words)
     assert run.returncode == 0, run.stderr
+    (tmp_path / "vit" / "config.pbtxt").unlink()  # the engine then has to find out by itself that it is half precision
+    np.save(tmp_path / "zeros.npy", np.zeros((1, 3, 32, 32), np.float16))
+    infer = [
+        sys.executable,
+        "-m",
+        "efserve",
+        "infer",
+        "vit",
+        "zeros.npy",
+        "--model-repository",
+        ".",
+        "--engine",
+        "onnx",
+    ]
+    ended = subprocess.run(infer, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_existing_version_needs_force(tmp_path: Path) -> None:

@@ -137,8 +137,10 @@ def test_tritonclient_asks_about_everything() -> None:
         client.infer("identity", [tensor(np.ones((1, 16), np.float32), "FP32", binary=True)])
         assert client.get_inference_statistics("identity")["model_stats"][0]["inference_count"] == 1
         assert client.get_system_shared_memory_status() == []
-        client.unregister_system_shared_memory()
-        client.unregister_cuda_shared_memory()
+        with pytest.raises(InferenceServerException, match="Client shared memory is disabled"):
+            client.unregister_system_shared_memory()
+        with pytest.raises(InferenceServerException, match="Client shared memory is disabled"):
+            client.unregister_cuda_shared_memory()
         with pytest.raises(InferenceServerException, match="unknown model: 'none' is not found"):
             client.get_model_metadata("none")
         with pytest.raises(InferenceServerException, match="explicit model load / unload is not allowed"):

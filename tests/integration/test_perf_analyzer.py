@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from live_server import SHIPPED, RunningServer, serve
+from live_server import MODELS, SHIPPED, RunningServer, serve
 
 PerfAnalyzer = Callable[..., subprocess.CompletedProcess[str]]
 QUICK = ("--measurement-mode", "count_windows", "--measurement-request-count", "50", "--stability-percentage", "999")
@@ -16,7 +16,7 @@ QUICK = ("--measurement-mode", "count_windows", "--measurement-request-count", "
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    with serve("--model", "digits", repository=SHIPPED) as running:
+    with serve("--model", "digits", "--allow-client-shm", repository=SHIPPED) as running:
         yield running
 
 
@@ -61,4 +61,30 @@ def test_grpc(server: RunningServer, perf_analyzer: PerfAnalyzer, mode: tuple[st
 def test_grpc_compression(server: RunningServer, perf_analyzer: PerfAnalyzer) -> None:
     options = ("-i", "grpc", "--grpc-compression-algorithm", "gzip", "-b", "4")
     ended = perf_analyzer("-m", "digits", "-u", server.grpc, *options, *QUICK)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize("rows", ["1", "4"])
+def test_system_shared_memory(server: RunningServer, perf_analyzer: PerfAnalyzer, rows: str, protocol: str) -> None:
+    memory = ("--shared-memory", "system", "--output-shared-memory-size", "4096", "-i", protocol)
+    address = server.grpc if protocol == "grpc" else server.address
+    ended = perf_analyzer("-m", "digits", "-u", address, "-b", rows, *memory, *QUICK)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_strings_in_shared_memory(perf_analyzer: PerfAnalyzer) -> None:
+    with serve("--model", "echo", "--allow-client-shm", repository=MODELS) as server:
+        shapes = [
+            option for spec in server.get("/v2/models/echo")[1]["inputs"] for option in ("--shape", f"{spec['name']}:3")
+        ]
+        for memory in ((), ("--shared-memory", "system")):
+            strings = ("--string-data", "hello", *memory)
+            ended = perf_analyzer("-m", "echo", "-u", server.address, *shapes, *strings, *QUICK)
+            assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_collect_metrics(server: RunningServer, perf_analyzer: PerfAnalyzer) -> None:
+    metrics = ("--collect-metrics", "--metrics-url", f"{server.status['metrics']}/metrics")
+    ended = perf_analyzer("-m", "digits", "-u", server.address, *metrics, *QUICK)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -198,6 +198,10 @@ def test_a_model_that_cannot_load_does_not_stop_the_others() -> None:
             assert state == "UNAVAILABLE"
             assert reason
             assert server.index()[name]["reason"] == reason
+        assert "Traceback" in server.state_of("raises_in_load")[1]  # for whoever wrote the model
+        table = "".join(server.printed).partition("threads")[2]
+        assert "raises_in_load: RuntimeError: the weights are rotten\n" in table
+        assert "Traceback" not in table
         assert server.get("/v2/health/live")[0] == 200
         assert server.get("/v2/health/ready")[0] == 400
         assert server.get("/v2/models/raises_in_load/ready")[0] != 200
@@ -300,7 +304,8 @@ def test_grpc_is_offered_unless_it_is_not_wanted() -> None:
         assert not any("gRPC" in line for line in server.printed)
 
 
-def test_a_port_in_use_is_one_sentence() -> None:
+def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "ready.json").write_text("of an earlier run")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         command = [
@@ -312,10 +317,13 @@ def test_a_port_in_use_is_one_sentence() -> None:
             str(SHIPPED),
             "--http-port",
             str(port),
+            "--ready-file",
+            str(tmp_path / "ready.json"),
         ]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
     assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
+    assert not (tmp_path / "ready.json").exists()
     assert "--http-port" in ended.stderr
     assert "Traceback" not in ended.stderr
 

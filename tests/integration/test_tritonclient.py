@@ -1,5 +1,6 @@
 """tritonclient.http works against the server unchanged."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,3 +107,30 @@ def triton_dtype(datatype: str) -> type[np.generic]:
 
     found: type[np.generic] = triton_to_np_dtype(datatype)
     return found
+
+
+def test_trace_settings(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    with (
+        serve("--model", "digits", "--trace-file", str(trace), repository=SHIPPED) as server,
+        triton.InferenceServerClient(server.address) as client,
+    ):
+        assert client.get_trace_settings()["trace_level"] == ["OFF"]
+        client.infer("digits", [image(1)])
+        assert not trace.exists()
+        changed = client.update_trace_settings("digits", {"trace_level": ["TIMESTAMPS"], "trace_rate": "1"})
+        assert changed["trace_rate"] == "1"
+        client.infer("digits", [image(1)])
+        assert client.is_server_live()  # answered after the trace has been written
+        (line,) = trace.read_text().splitlines()
+        stamps = [stamp["ns"] for stamp in json.loads(line)["timestamps"]]
+        assert stamps == sorted(stamps)
+        with pytest.raises(InferenceServerException, match="'nope' is not found"):
+            client.get_trace_settings("nope")
+
+
+def test_log_settings(client: triton.InferenceServerClient) -> None:
+    assert client.get_log_settings()["log_format"] == "default"
+    assert client.update_log_settings({"log_info": True, "log_format": "ISO8601"})["log_info"] is True
+    with pytest.raises(InferenceServerException, match="log file location can not be updated"):
+        client.update_log_settings({"log_file": "elsewhere.log"})

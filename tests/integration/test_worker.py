@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -363,7 +364,9 @@ def test_files_that_are_wrong_or_missing(tmp_path: Path) -> None:
     (tmp_path / "1").mkdir()
     assert "there is no file model.onnx" in fails_to_start(onnx_spec(tmp_path / "1"))
     (tmp_path / "1" / "model.onnx").write_bytes(b"garbage")
-    assert "INVALID_PROTOBUF" in fails_to_start(onnx_spec(tmp_path / "1"))
+    reason = fails_to_start(onnx_spec(tmp_path / "1"))
+    assert "/1 cannot be loaded: InvalidProtobuf:" in reason
+    assert "\n" not in reason
     assert "there is no engine 'caffe'" in fails_to_start(onnx_spec(tmp_path / "1", engine="caffe"))
     (tmp_path / "1" / "model.py").write_text("class Modell: ...")
     spec = replace(zoo_spec("echo"), folder=tmp_path / "1")
@@ -511,6 +514,36 @@ def test_a_worker_that_reads_nothing_is_killed() -> None:
     run(zoo_spec("hangs_in_infer"), body)
 
 
+def test_a_start_without_descriptors_fails_and_leaves_nothing(tmp_path: Path) -> None:
+    spec = onnx_spec(onnx_models.save(tmp_path, "identity", onnx_models.identity(4)))
+
+    async def start(descriptors: int) -> bool:
+        """Whether a worker starts with so many descriptors more."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        before = len(open_descriptors())
+        desk = Desk(spec)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + descriptors, hard))
+        try:
+            await desk.worker.start(DEADLINE_S)
+        except LoadFailed:
+            assert desk.worker.state is WorkerState.DEAD
+            return False
+        else:
+            await desk.worker.stop(DEADLINE_S)
+            return True
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert len(open_descriptors()) == before
+
+    async def whole() -> None:
+        started = [await start(descriptors) for descriptors in range(40)]
+        assert not started[0]
+        assert started[-1]
+
+    uvloop.run(whole())
+    assert (mapped_areas(), open_areas(), children()) == (0, 0, set())
+
+
 def test_a_stop_ends_a_start(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "started")
 
@@ -580,6 +613,10 @@ def test_a_torchscript_model_that_fails(tmp_path: Path) -> None:
     assert text.startswith("output 'second' is missing")
     strings = replace(spec.config, inputs=(TensorSpec("input", "BYTES", (4,)),))
     assert "no string tensors" in fails_to_start(replace(spec, config=strings))
+    (spec.folder / "model.pt").write_bytes(b"garbage")
+    reason = fails_to_start(spec)
+    assert "/1 cannot be loaded: RuntimeError:" in reason
+    assert "\n" not in reason
 
 
 def test_forty_lives_leave_nothing() -> None:

@@ -14,10 +14,18 @@ GARBLED = "garbled"  # bytes that are no answer
 WRONG_SIZE = "wrong size"  # an answer whose tensors are shorter or longer than the model's
 
 
+def wrong_size(payload_bytes: int, right_bytes: int) -> tuple[str, str]:
+    """Kind and text of such a failure."""
+    return WRONG_SIZE, f"the answer has {payload_bytes} bytes of tensors, the first one had {right_bytes}"
+
+
 class Connection(Protocol):
     """One connection, with at most one request under way. It opens at the first `send`, and again after a failure."""
 
-    start_ns: int  # owned by the caller: when the request under way was sent, or was due
+    # Owned by the caller, about the request under way:
+    start_ns: int  # when it was sent
+    due_ns: int  # when it was to be sent
+    model: int  # to which of the models under load
 
     def send(self, request: bytes) -> None:
         """Send a request prepared for this transport; the listener hears of it exactly once. Never blocks or raises."""

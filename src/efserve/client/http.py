@@ -69,11 +69,13 @@ class HttpConnection:
         "_wire",
         "_write",
         "busy",
+        "due_ns",
+        "model",
         "start_ns",
     )
 
     def __init__(self, endpoint: Endpoint, listener: Listener, heads: HeadCache) -> None:
-        self.start_ns = 0
+        self.start_ns = self.due_ns = self.model = 0
         self.busy = False  # a request is under way
         self._endpoint = endpoint
         self._listener = listener

@@ -4,6 +4,7 @@ Knows what the messages mean; how they travel is `control.py` and `http.py`.
 """
 
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -50,6 +51,7 @@ class ModelInfo:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     max_batch_size: int | None
+    config: dict[str, Any] | None = None  # as the server tells it
 
     @property
     def batches(self) -> bool:
@@ -103,8 +105,16 @@ class V2Client:
         """Names, datatypes and shapes of a model; from its config, where there is one, whether it batches."""
         found = decode(_good(await self.http.get(model_path(name, version))), ModelMessage)
         config = await self.http.get(model_path(name, version) + "/config")
-        max_batch_size = decode(config, ConfigMessage).max_batch_size if config.status == 200 else None
-        return ModelInfo(name, version, found.platform, _specs(found.inputs), _specs(found.outputs), max_batch_size)
+        known = config.status == 200
+        return ModelInfo(
+            name=name,
+            version=version,
+            platform=found.platform,
+            inputs=_specs(found.inputs),
+            outputs=_specs(found.outputs),
+            max_batch_size=decode(config, ConfigMessage).max_batch_size if known else None,
+            config=decode(config, dict[str, Any]) if known else None,
+        )
 
     async def counters(self, model: ModelInfo) -> ServerCounters | None:
         """The server's own statistics of a model, summed over the versions it lists; None when it keeps none."""

@@ -8,6 +8,8 @@ from efserve.inference import Buffer
 
 # zlib's window bits choose the framing. Both codings are Triton's; identity is the absence of one.
 _WINDOW_BITS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+MAX_MEMBERS = 1024  # each costs a set-up, however little it holds
+_STEP_BYTES = 64 * 1024  # what follows a member is copied, so little is given at a time
 _LEVEL = 1  # a server on the client's machine or network gains more from speed than from the last percent
 
 
@@ -27,22 +29,26 @@ def inflate(body: Buffer, encoding: str, max_bytes: int) -> memoryview:
     if encoding not in _WINDOW_BITS:
         raise Unsupported(f"Content-Encoding '{encoding}' is not supported; expected gzip, deflate or identity")
     parts: list[bytes] = []
-    left, rest = max_bytes, bytes(body) if not isinstance(body, bytes) else body
-    while True:  # a gzip body may be several members, one after the other
-        stream = zlib.decompressobj(_WINDOW_BITS[encoding])
-        try:
-            part = stream.decompress(rest, left + 1)
-        except zlib.error as exc:
-            raise InvalidRequest(f"request body is not valid {encoding}: {exc}") from exc
-        left -= len(part)
-        if left < 0:
-            raise body_too_large(max_bytes)
-        if not stream.eof:
-            raise InvalidRequest(f"request body is not valid {encoding}: the data ends too early")
-        parts.append(part)
-        rest = stream.unused_data
-        if not rest:
-            return memoryview(b"".join(parts))
+    left_bytes, members = max_bytes, 0
+    stream = zlib.decompressobj(_WINDOW_BITS[encoding])
+    for at in range(0, len(body), _STEP_BYTES):
+        piece = bytes(body[at : at + _STEP_BYTES])
+        while piece:
+            if stream.eof:  # a gzip body may be several members, one after the other
+                stream, members = zlib.decompressobj(_WINDOW_BITS[encoding]), members + 1
+                if members == MAX_MEMBERS:
+                    raise InvalidRequest(f"request body has more than {MAX_MEMBERS} {encoding} members")
+            try:
+                parts.append(stream.decompress(piece, left_bytes + 1))
+            except zlib.error as exc:
+                raise InvalidRequest(f"request body is not valid {encoding}: {exc}") from exc
+            left_bytes -= len(parts[-1])
+            if left_bytes < 0:
+                raise body_too_large(max_bytes)
+            piece = stream.unused_data
+    if not stream.eof:
+        raise InvalidRequest(f"request body is not valid {encoding}: the data ends too early")
+    return memoryview(b"".join(parts))
 
 
 def deflate(parts: Iterable[Buffer], encoding: str) -> bytes:

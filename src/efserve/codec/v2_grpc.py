@@ -4,7 +4,7 @@ A ModelInferRequest is its head, which says names and shapes, and the raw conten
 the id: what a head says is worked out once, and looked up from then on by its bytes. Answers are written the same way.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -12,6 +12,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
+from efserve.codec.regions import Window
 from efserve.codec.v2_infer import (
     MAX_CACHED_TEMPLATES,
     MAX_CACHED_TEXT_BYTES,
@@ -21,7 +22,7 @@ from efserve.codec.v2_infer import (
     build_template,
 )
 from efserve.codec.v2_json import InputHead, InputParameters, OutputHead, OutputParameters, RequestHead
-from efserve.codec.v2_response import classify
+from efserve.codec.v2_response import classify, to_memory
 from efserve.errors import InvalidRequest
 from efserve.inference import Body, Buffer, Outputs
 from efserve.tensors import NUMPY_DTYPES, bytes_element_ends, encode_bytes
@@ -41,13 +42,9 @@ _ERROR = b"\x0a"  # error_message there
 # The field of InferTensorContents that holds a datatype.
 _CONTENTS = {
     "BOOL": "bool_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
     "INT64": "int64_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
     "UINT64": "uint64_contents",
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
@@ -167,7 +164,8 @@ def _key(head: bytes, raw: list[Buffer]) -> bytes:
 class GrpcTemplate:
     """A template, and for each input of the model which of the request's tensors it is.
 
-    `strings` are the BYTES inputs among them: which, elements, name for errors.
+    `order` is -1 for an input that is none of them: it is in shared memory, or it is not given at all. `strings` are
+    the BYTES inputs among the tensors: which, elements, name for errors.
     """
 
     template: Template
@@ -180,7 +178,19 @@ class GrpcTemplate:
         for index, count, what in self.strings:
             data = given[index]
             bytes_element_ends(data if not isinstance(data, bytearray) else bytes(data), count, what)
-        return tuple(given) if len(given) == 1 else tuple([given[index] for index in self.order])
+        if len(given) == len(self.order):
+            return tuple(given) if len(given) == 1 else tuple([given[index] for index in self.order])
+        memory, in_memory = self.template.memory, self.template.in_memory or (None,) * len(self.order)
+        return tuple(
+            [
+                given[index] if index >= 0 else b"" if item is None or memory is None else item.read(memory)
+                for index, item in zip(self.order, in_memory, strict=True)
+            ]
+        )
+
+    def held(self) -> "GrpcTemplate":
+        """The template for one request, which from now on holds the places of its outputs in shared memory."""
+        return self if self.template.memory is None else replace(self, template=self.template.held())
 
 
 def decode(model: ModelView, scanned: Scanned) -> tuple[GrpcTemplate, tuple[Buffer, ...]]:
@@ -188,7 +198,7 @@ def decode(model: ModelView, scanned: Scanned) -> tuple[GrpcTemplate, tuple[Buff
     raw, key = scanned.raw, scanned.key
     known: GrpcTemplate | None = model.templates.get(key)
     if known is not None:
-        return known, known.tensors(raw)
+        return known if known.template.memory is None else known.held(), known.tensors(raw)
     try:
         message = pb.ModelInferRequest.FromString(scanned.head)
     except DecodeError as exc:
@@ -199,7 +209,7 @@ def decode(model: ModelView, scanned: Scanned) -> tuple[GrpcTemplate, tuple[Buff
         if len(model.templates) >= MAX_CACHED_TEMPLATES:
             model.templates.clear()
         model.templates[key] = template
-    return template, template.tensors(tensors)
+    return template.held(), template.tensors(tensors)
 
 
 def _build(model: ModelView, message: Any, tensors: list[Buffer]) -> GrpcTemplate:
@@ -209,6 +219,8 @@ def _build(model: ModelView, message: Any, tensors: list[Buffer]) -> GrpcTemplat
     inputs = []
     for item in message.inputs:
         told = _convert(_parameters(item.parameters), InputParameters, f"input '{item.name}'")
+        if told.shared_memory_region is not None and item.HasField("contents"):
+            raise InvalidRequest(f"input '{item.name}' must have either contents or 'shared_memory_region', not both")
         told.binary_data_size = None if told.shared_memory_region is not None else next(sizes)
         inputs.append(InputHead(item.name, list(item.shape), item.datatype, told))
     outputs = []
@@ -219,7 +231,7 @@ def _build(model: ModelView, message: Any, tensors: list[Buffer]) -> GrpcTemplat
     head = RequestHead(inputs, "", {**parameters, "binary_data_output": True}, outputs)
     template = build_template(model, head)
     places = [item.name for item in inputs if item.parameters.shared_memory_region is None]
-    order = tuple(places.index(spec.name) for spec in model.config.inputs if spec.name in places)
+    order = tuple(places.index(spec.name) if spec.name in places else -1 for spec in model.config.inputs)
     strings = tuple(
         (places.index(spec.name), int(np.prod(shape)), f"input '{spec.name}' of model '{model.config.name}'")
         for spec, shape in zip(model.config.inputs, template.shapes, strict=True)
@@ -249,7 +261,7 @@ def _given_tensors(model: ModelView, message: Any, raw: list[Buffer]) -> list[Bu
     """Wire bytes of the request's tensors that are not in shared memory, in the request's order."""
     here = [item for item in message.inputs if "shared_memory_region" not in item.parameters]
     name = model.config.name
-    if raw:
+    if raw or not here:
         if typed := next((item.name for item in here if item.HasField("contents")), None):
             raise InvalidRequest(
                 f"contents field must not be specified when using raw_input_contents for '{typed}' for model '{name}'"
@@ -310,7 +322,8 @@ def encode(template: Template, request_id: bytes, outputs: Outputs, *, final: bo
             return [answer.whole, only.data]
         tensors: list[Buffer] = [only.data]
     else:
-        shaped = [_tensor(template, plan, outputs) for plan in plans]
+        windows = template.windows or (None,) * len(plans)
+        shaped = [_tensor(template, plan, outputs, window) for plan, window in zip(plans, windows, strict=True)]
         tensors = [data for _, _, data in shaped]
         answer = _describe(template, shaped, final=final)
     told_id = _field(b"\x1a", request_id) if request_id else b""
@@ -332,9 +345,12 @@ def _remember(template: Template, outputs: Outputs, key: object, *, final: bool)
 _Shaped = tuple[str, tuple[int, ...], Buffer]
 
 
-def _tensor(template: Template, plan: OutputPlan, outputs: Outputs) -> _Shaped:
-    """Datatype, shape and bytes of one output as it is answered."""
+def _tensor(template: Template, plan: OutputPlan, outputs: Outputs, window: Window | None = None) -> _Shaped:
+    """Datatype, shape and bytes of one output as it is answered; no bytes where they go to shared memory."""
     output = outputs[plan.index]
+    if window is not None:
+        to_memory(plan, output, window)
+        return plan.spec.datatype, output.shape, b""
     if not plan.classes:
         return plan.spec.datatype, output.shape, output.data
     shape, elements = classify(plan, output, batches=template.batches)

@@ -7,13 +7,27 @@ in front of an otherwise equal head, so an id there is looked past.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Protocol
 
 import msgspec
 
-from efserve.codec.v2_json import InputHead, OutputHead, RequestHead, parse_parameters, parse_request, wire_from_json
+from efserve.codec.regions import ClientMemory, RegionPlace, Window
+from efserve.codec.v2_inputs import (
+    MemoryInput,
+    by_name,
+    check_rows,
+    check_shape,
+    check_size,
+    listed,
+    memory_inputs,
+    shape_key_of,
+    tail_places,
+    with_absent,
+)
+from efserve.codec.v2_json import OutputHead, RequestHead, parse_parameters, parse_request, wire_from_json
 from efserve.errors import InvalidRequest, Unsupported
 from efserve.inference import Body, Buffer
 from efserve.model_config import ModelConfig
@@ -36,6 +50,8 @@ class ModelView(Protocol):
     def labels(self) -> Mapping[str, tuple[str, ...]]: ...
     @property
     def templates(self) -> dict[bytes, Any]: ...
+    @property
+    def memory(self) -> ClientMemory: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +63,7 @@ class OutputPlan:
     binary: bool
     classes: int = 0  # > 0: the top classes instead of the tensor
     labels: tuple[str, ...] = ()
+    place: RegionPlace | None = None  # it goes to the client's shared memory instead of the answer
 
 
 @dataclass(slots=True, eq=False)
@@ -72,11 +89,16 @@ class Template:
     has_tail: bool = False  # the answer has binary outputs
     all_binary: bool = False  # the answer's head depends on nothing but shapes and sizes
     answers: dict[object, Any] = field(default_factory=dict)
+    priority: int = 0
+    in_memory: tuple[MemoryInput | None, ...] = ()  # of each input, where any is in shared memory
+    memory: ClientMemory | None = None  # where any input or output is
+    windows: tuple[Window | None, ...] = ()  # of each output, once a request holds them
 
     def __post_init__(self) -> None:
-        self.only_input = len(self.slices) == 1 and self.slices[0] is not None and not self.strings
-        self.has_tail = any(plan.binary for plan in self.outputs)
-        self.all_binary = all(plan.binary and not plan.classes for plan in self.outputs)
+        self.only_input = len(self.slices) == 1 and self.slices[0] is not None
+        self.only_input = self.only_input and not (self.strings or self.in_memory)
+        self.has_tail = any(plan.binary and plan.place is None for plan in self.outputs)
+        self.all_binary = all(plan.binary and plan.place is None and not plan.classes for plan in self.outputs)
         if len(self.outputs) == 1 and self.all_binary:
             self.only_output = self.outputs[0].index
 
@@ -90,7 +112,23 @@ class Template:
         if self.only_input:
             return (tail,)
         self.check_strings(tail)
+        if self.in_memory and self.memory is not None:
+            return tuple(
+                [
+                    tail[place[0] : place[1]] if item is None else item.read(self.memory)
+                    for place, item in zip(self.slices, self.in_memory, strict=True)
+                    if place is not None
+                ]
+            )
         return tuple([tail[place[0] : place[1]] for place in self.slices if place is not None])
+
+    def held(self) -> "Template":
+        """The template for one request, which from now on holds the places of its outputs in shared memory."""
+        if self.memory is None or all(plan.place is None for plan in self.outputs):
+            return self
+        request = copy(self)
+        request.windows = tuple(plan.place and self.memory.window(plan.place) for plan in self.outputs)
+        return request
 
     def check_strings(self, tail: Body) -> None:
         """Raise InvalidRequest unless every BYTES input in the tail has its elements."""
@@ -114,7 +152,8 @@ def decode(model: ModelView, body: Body, header_length: int | None) -> Decoded:
     text = bytes(body[:header_length])
     known: tuple[Template, bytes] | None = model.templates.get(text)
     if known is not None:
-        return known[0], known[0].split(body[header_length:]), known[1]
+        template = known[0] if known[0].memory is None else known[0].held()
+        return template, template.split(body[header_length:]), known[1]
     if header_length > len(body):
         raise InvalidRequest(
             f"Inference-Header-Content-Length is {header_length}, but the request body has only {len(body)} bytes"
@@ -128,11 +167,11 @@ def _decode_whole(model: ModelView, body: Body) -> Decoded:
 
 def _decode_parts(model: ModelView, text: bytes, tail: Body) -> Decoded:
     leading = _LEADING_ID.match(text)
-    key = text if leading is None else text[leading.end() :]
+    key = text if leading is None else b"{" + text[leading.end() :]
     if leading is not None:
         known: tuple[Template, bytes] | None = model.templates.get(key)
-        if known is not None:
-            return known[0], known[0].split(tail), leading[1]
+        if known is not None and not known[1]:
+            return known[0].held(), known[0].split(tail), leading[1]
         if b'"id"' in key:  # it may be another, which counts instead of the first
             leading, key = None, text
     decoded = _decode_new(model, text, tail)
@@ -149,7 +188,7 @@ def _decode_new(model: ModelView, text: Buffer, tail: Body) -> Decoded:
     template = build_template(model, head)
     whole_tail = None not in template.slices
     tensors = template.split(tail) if whole_tail else _mixed_tensors(model.config, head, template, tail)
-    return template, tensors, msgspec.json.encode(str(head.id))[1:-1]
+    return template.held(), tensors, msgspec.json.encode(str(head.id))[1:-1]
 
 
 def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, tail: Body) -> tuple[Buffer, ...]:
@@ -158,8 +197,11 @@ def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, t
         template.split(tail)  # raises
     by_name = {given.name: given for given in head.inputs}
     tensors: list[Buffer] = []
-    for spec, shape, place in zip(config.inputs, template.shapes, template.slices, strict=True):
-        if place is None:
+    in_memory = template.in_memory or (None,) * len(template.slices)
+    for spec, shape, place, item in zip(config.inputs, template.shapes, template.slices, in_memory, strict=True):
+        if item is not None and template.memory is not None:
+            tensors.append(item.read(template.memory))
+        elif place is None:
             what = f"input '{spec.name}' of model '{config.name}'"
             tensors.append(wire_from_json(by_name[spec.name].data, spec.datatype, prod(shape), what))
         else:
@@ -179,10 +221,10 @@ def _decode_raw(config: ModelConfig, model: ModelView, body: Body) -> Decoded:
     if spec.datatype == "BYTES":
         body = len(body).to_bytes(4, "little") + bytes(body)  # the body is the one element
     shape = _raw_shape(config, spec, len(body))
-    rows = _check_rows(config, [shape])
-    _check_shape(config, spec, shape)
+    rows = check_rows(config, [shape])
+    check_shape(config, spec, shape)
     outputs = _plan_outputs(config, model.labels, [], default_binary=True)
-    place, key = (0, len(body)), _shape_key(config, (shape,))
+    place, key = (0, len(body)), shape_key_of(config, (shape,))
     template = Template(
         config.name, model.version, (shape,), rows, key, 0, (place,), len(body), (), outputs, config.batches
     )
@@ -197,14 +239,14 @@ def _raw_shape(config: ModelConfig, spec: TensorSpec, size_bytes: int) -> Shape:
         whole = (1, *spec.dims)
     if whole.count(-1) > 1:
         raise InvalidRequest(
-            f"the shape of raw input '{spec.name}' of model '{config.name}' cannot be deduced: {_list(whole)} has more "
-            "than one free dimension"
+            f"the shape of raw input '{spec.name}' of model '{config.name}' cannot be deduced: {listed(whole)} has "
+            "more than one free dimension"
         )
     unit = byte_size(spec.datatype, [dim for dim in whole if dim != -1])
     count, left = divmod(size_bytes, unit) if unit else (0, size_bytes)
     if left or (-1 not in whole and count != 1):
         raise InvalidRequest(
-            f"raw input '{spec.name}' of model '{config.name}' has {size_bytes} bytes, its shape {_list(whole)} needs "
+            f"raw input '{spec.name}' of model '{config.name}' has {size_bytes} bytes, its shape {listed(whole)} needs "
             f"{'a multiple of ' if -1 in whole else ''}{unit}"
         )
     return tuple(count if dim == -1 else dim for dim in whole)
@@ -213,10 +255,12 @@ def _raw_shape(config: ModelConfig, spec: TensorSpec, size_bytes: int) -> Shape:
 def build_template(model: ModelView, head: RequestHead) -> Template:
     """What the head says, checked against the model's config."""
     config = model.config
-    parameters = parse_parameters(head.parameters)
-    if parameters.sequence_id or parameters.sequence_start or parameters.sequence_end:
+    asked = parse_parameters(head.parameters)
+    if asked.sequence_id or asked.sequence_start or asked.sequence_end:
         raise Unsupported(f"model '{config.name}' has no sequence batching; send requests without sequence parameters")
-    given = _by_name(config, head.inputs)
+    given = by_name(config, head.inputs)
+    if len(given) < len(config.inputs):  # the rest is optional
+        config = replace(config, inputs=tuple(spec for spec in config.inputs if spec.name in given))
     for spec in config.inputs:
         if given[spec.name].datatype != spec.datatype:
             raise InvalidRequest(
@@ -224,115 +268,42 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
                 f"but model '{config.name}' expects '{spec.datatype}'"
             )
     shapes = tuple(tuple(given[spec.name].shape) for spec in config.inputs)
-    rows = _check_rows(config, shapes)
+    rows = check_rows(config, shapes)
     for spec, shape in zip(config.inputs, shapes, strict=True):
-        _check_shape(config, spec, shape)
-    places, tail_bytes = _tail_places(head.inputs)
+        check_shape(config, spec, shape)
+    places, tail_bytes = tail_places(head.inputs)
     for spec, shape in zip(config.inputs, shapes, strict=True):
-        _check_size(config, spec, shape, given[spec.name].parameters.binary_data_size)
+        parameters = given[spec.name].parameters
+        size = parameters.binary_data_size
+        if parameters.shared_memory_region is not None:
+            size = parameters.shared_memory_byte_size
+        check_size(config, spec, shape, size)
     slices = tuple(places.get(spec.name) for spec in config.inputs)
     strings = tuple(
         (*place, prod(shape), f"input '{spec.name}' of model '{config.name}'")
         for spec, shape, place in zip(config.inputs, shapes, slices, strict=True)
-        if spec.datatype == "BYTES" and place is not None
+        if spec.datatype == "BYTES" and place is not None and given[spec.name].parameters.binary_data_size is not None
     )
+    in_memory = memory_inputs(config, given, shapes)
+    if config is not model.config:
+        shapes, slices, in_memory = with_absent(model.config, given, rows, (shapes, slices, in_memory))
+    outputs = _plan_outputs(config, model.labels, head.outputs, default_binary=asked.binary_data_output)
     return Template(
         model_name=config.name,
         model_version=model.version,
         shapes=shapes,
         rows=rows,
-        shape_key=_shape_key(config, shapes),
-        timeout_us=parameters.timeout,
+        shape_key=shape_key_of(config, shapes),
+        timeout_us=asked.timeout,
         slices=slices,
         tail_bytes=tail_bytes,
         strings=strings,
-        outputs=_plan_outputs(config, model.labels, head.outputs, default_binary=parameters.binary_data_output),
+        outputs=outputs,
         batches=config.batches,
+        priority=asked.priority,
+        in_memory=in_memory,
+        memory=model.memory if in_memory or any(plan.place for plan in outputs) else None,
     )
-
-
-def _by_name(config: ModelConfig, inputs: list[InputHead]) -> dict[str, InputHead]:
-    given: dict[str, InputHead] = {}
-    known = {spec.name for spec in config.inputs}
-    for item in inputs:
-        if item.name in given:
-            raise InvalidRequest(f"input '{item.name}' appears twice in the request for model '{config.name}'")
-        given[item.name] = item
-    missing = [spec.name for spec in config.inputs if spec.name not in given]
-    if missing:
-        raise InvalidRequest(
-            f"expected {len(known)} inputs but got {len(given)} inputs for model '{config.name}'. "
-            f"Got input(s) {_quoted(given)}, but missing required input(s) {_quoted(missing)}. "
-            "Please provide all required input(s)."
-        )
-    for name in given:
-        if name not in known:
-            raise InvalidRequest(f"unexpected inference input '{name}' for model '{config.name}'")
-    return given
-
-
-def _tail_places(inputs: list[InputHead]) -> tuple[dict[str, tuple[int, int]], int]:
-    """Where each binary input lies in the tail, which follows the request's own order; and the tail's length."""
-    places: dict[str, tuple[int, int]] = {}
-    at = 0
-    for item in inputs:
-        size = item.parameters.binary_data_size
-        if item.parameters.shared_memory_region is not None:
-            raise Unsupported(f"input '{item.name}' is in shared memory, which this server does not offer")
-        if (size is not None) == bool(bytes(item.data)):
-            raise InvalidRequest(
-                f"input '{item.name}' must have exactly one of 'data', 'binary_data_size' and 'shared_memory_region'"
-            )
-        if size is not None:
-            places[item.name] = (at, at + size)
-            at += size
-    return places, at
-
-
-def _check_rows(config: ModelConfig, shapes: "list[Shape] | tuple[Shape, ...]") -> int:
-    """Number of rows of a request: the first dimension of every input of a model that batches."""
-    if not config.batches:
-        return 1
-    rows = shapes[0][0] if shapes and shapes[0] else 0
-    for spec, shape in zip(config.inputs, shapes, strict=True):
-        if not shape:
-            raise InvalidRequest(
-                f"input '{spec.name}' has no shape but model requires batch dimension for '{config.name}'"
-            )
-        if shape[0] != rows:
-            raise InvalidRequest(f"input '{spec.name}' batch size does not match other inputs for '{config.name}'")
-    if rows > config.max_batch_size:
-        raise InvalidRequest(f"inference request batch-size must be <= {config.max_batch_size} for '{config.name}'")
-    if rows < 1:
-        raise InvalidRequest(f"inference request batch-size must be >= 1 for '{config.name}'")
-    return rows
-
-
-def _check_shape(config: ModelConfig, spec: TensorSpec, shape: Shape) -> None:
-    whole = config.input_shape(spec)
-    fits = len(shape) == len(whole) and all(
-        got >= 0 and want in (-1, got) for got, want in zip(shape, whole, strict=True)
-    )
-    if not fits:
-        raise InvalidRequest(
-            f"unexpected shape for input '{spec.name}' for model '{config.name}'. "
-            f"Expected {_list(whole)}, got {_list(shape)}"
-        )
-
-
-def _check_size(config: ModelConfig, spec: TensorSpec, shape: Shape, given: int | None) -> None:
-    if given is None or spec.datatype == "BYTES":
-        return
-    expected = byte_size(spec.datatype, shape)
-    if given != expected:
-        raise InvalidRequest(
-            f"input byte size mismatch for input '{spec.name}' for model '{config.name}'. "
-            f"Expected {expected}, got {given}"
-        )
-
-
-def _shape_key(config: ModelConfig, shapes: tuple[Shape, ...]) -> object:
-    return tuple(shape[1:] for shape in shapes) if config.batches else shapes
 
 
 def _plan_outputs(
@@ -345,14 +316,20 @@ def _plan_outputs(
     for item in asked:
         if item.name not in places:
             raise InvalidRequest(f"unexpected inference output '{item.name}' for model '{config.name}'")
-        if item.parameters.shared_memory_region is not None:
-            raise Unsupported(f"output '{item.name}' is to go to shared memory, which this server does not offer")
         index = places[item.name]
         if any(plan.index == index for plan in plans):
             raise InvalidRequest(f"output '{item.name}' appears twice in the request for model '{config.name}'")
         binary = default_binary if item.parameters.binary_data is None else item.parameters.binary_data
+        region = item.parameters.shared_memory_region
         plan = OutputPlan(
-            index, config.outputs[index], binary, item.parameters.classification, labels.get(item.name, ())
+            index,
+            config.outputs[index],
+            binary,
+            item.parameters.classification,
+            labels.get(item.name, ()),
+            RegionPlace(region, item.parameters.shared_memory_offset, item.parameters.shared_memory_byte_size)
+            if region is not None
+            else None,
         )
         _check_output(config, plan)
         plans.append(plan)
@@ -363,13 +340,7 @@ def _check_output(config: ModelConfig, plan: OutputPlan) -> None:
     datatype, what = plan.spec.datatype, f"output '{plan.spec.name}' of model '{config.name}'"
     if plan.classes and datatype == "BYTES":
         raise InvalidRequest(f"{what}: classification needs numbers, its datatype is BYTES")
-    if not (plan.binary or plan.classes) and datatype in ("FP16", "BF16"):
+    if plan.classes and plan.place is not None:
+        raise InvalidRequest(f"{what}: 'classification' cannot be set with 'shared_memory_region'")
+    if not (plan.binary or plan.classes or plan.place is not None) and datatype in ("FP16", "BF16"):
         raise InvalidRequest(f"{what}: {datatype} has no JSON form; ask for it with binary_data true")
-
-
-def _list(shape: Shape) -> str:
-    return "[" + ",".join(map(str, shape)) + "]"
-
-
-def _quoted(names: "Mapping[str, InputHead] | list[str]") -> str:
-    return "[" + ",".join(f"'{name}'" for name in names) + "]"

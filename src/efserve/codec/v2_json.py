@@ -22,6 +22,8 @@ class InputParameters(msgspec.Struct):
 
     binary_data_size: Count | None = None
     shared_memory_region: str | None = None
+    shared_memory_offset: Count = 0
+    shared_memory_byte_size: Count = 0
 
 
 class InputHead(msgspec.Struct):
@@ -40,6 +42,8 @@ class OutputParameters(msgspec.Struct):
     binary_data: bool | None = None
     classification: Count = 0
     shared_memory_region: str | None = None
+    shared_memory_offset: Count = 0
+    shared_memory_byte_size: Count = 0
 
 
 class OutputHead(msgspec.Struct):
@@ -69,6 +73,8 @@ class RequestParameters(msgspec.Struct):
     timeout: Count = 0
 
 
+# What msgspec raises for text that is no JSON, no UTF-8, or nested too deeply.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _head_decoder = msgspec.json.Decoder(RequestHead)
 
 
@@ -76,7 +82,7 @@ def parse_request(text: Buffer) -> RequestHead:
     """The JSON part of an inference request; InvalidRequest names the place that is wrong."""
     try:
         return _head_decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except _UNREADABLE as exc:
         raise InvalidRequest(f"failed to parse the request JSON: {exc}") from exc
 
 
@@ -95,7 +101,7 @@ def parse_as(kind: type[T], text: Buffer, what: str) -> T:
     """A control request's JSON; `what` names it in errors."""
     try:
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except _UNREADABLE as exc:
         raise InvalidRequest(f"failed to parse {what}: {exc}") from exc
 
 
@@ -103,7 +109,7 @@ def wire_from_json(data: msgspec.Raw, datatype: str, count: int, what: str) -> b
     """Wire bytes of a tensor of `count` elements given as JSON, flat or nested in row-major order."""
     try:
         values = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except _UNREADABLE as exc:
         raise InvalidRequest(f"{what}: {exc}") from exc
     if datatype in ("FP16", "BF16"):
         raise InvalidRequest(f"{what}: {datatype} has no JSON form; send it with the binary data extension")

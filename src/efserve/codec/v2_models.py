@@ -10,10 +10,15 @@ from efserve.tensors import TensorSpec
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
+    "cuda_shared_memory",
+    "logging",
     "model_configuration",
     "model_repository",
+    "model_repository(unload_dependents)",
     "schedule_policy",
     "statistics",
+    "system_shared_memory",
+    "trace",
 )
 
 # Triton's platform names, which clients show and some compare.
@@ -47,6 +52,7 @@ def statistics(models: Iterable[tuple[str, str, ModelCounters]]) -> dict[str, An
 
 def _model_statistics(name: str, version: str, counters: ModelCounters) -> dict[str, Any]:
     done = counters.successes
+    computed = done - counters.cache_hits
     return {
         "name": name,
         "version": version,
@@ -57,11 +63,11 @@ def _model_statistics(name: str, version: str, counters: ModelCounters) -> dict[
             "success": _duration(done, counters.success_ns),
             "fail": _duration(sum(counters.failures.values()), counters.failures_ns),
             "queue": _duration(done, counters.queue_ns),
-            "compute_input": _duration(done, counters.compute_input_ns),
-            "compute_infer": _duration(done, counters.compute_infer_ns),
-            "compute_output": _duration(done, counters.compute_output_ns),
-            "cache_hit": _duration(0, 0),
-            "cache_miss": _duration(0, 0),
+            "compute_input": _duration(computed, counters.compute_input_ns),
+            "compute_infer": _duration(computed, counters.compute_infer_ns),
+            "compute_output": _duration(computed, counters.compute_output_ns),
+            "cache_hit": _duration(counters.cache_hits, counters.cache_hit_ns),
+            "cache_miss": _duration(counters.cache_misses, counters.cache_miss_ns),
         },
         "response_stats": {},
         "batch_stats": [_batch_statistics(rows, batch) for rows, batch in sorted(counters.batches.items())],

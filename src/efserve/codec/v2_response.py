@@ -7,8 +7,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from efserve.codec.regions import Window
 from efserve.codec.v2_infer import OutputPlan, Template
-from efserve.errors import InvalidRequest
+from efserve.errors import InferenceFailed, InvalidRequest
 from efserve.inference import Buffer, Outputs, OutputTensor
 from efserve.tensors import Shape, decode_bytes, encode_bytes, to_array
 
@@ -20,7 +21,13 @@ def render(template: Template, outputs: Outputs) -> tuple[bytes, list[Buffer]]:
     """JSON head, without an id, and binary tail of the answer; `outputs` are in the order of the model's outputs."""
     entries: list[dict[str, Any]] = []
     tail: list[Buffer] = []
-    for plan in template.outputs:
+    windows = template.windows or (None,) * len(template.outputs)
+    for plan, window in zip(template.outputs, windows, strict=True):
+        if window is not None:
+            output = outputs[plan.index]
+            to_memory(plan, output, window)
+            entries.append({"name": plan.spec.name, "datatype": plan.spec.datatype, "shape": list(output.shape)})
+            continue
         entry, data = _output(plan, outputs[plan.index], batches=template.batches)
         entries.append(entry)
         if data is not None:
@@ -32,6 +39,16 @@ def render(template: Template, outputs: Outputs) -> tuple[bytes, list[Buffer]]:
 def with_id(text: bytes, id_json: bytes) -> bytes:
     """A rendered JSON head with the request's id, given as the inside of a JSON string; none when it is empty."""
     return b'{"id":"%b",%b' % (id_json, text[1:]) if id_json else text
+
+
+def to_memory(plan: OutputPlan, output: OutputTensor, window: Window) -> None:
+    """Writes an output to the client's shared memory; InferenceFailed where it does not fit."""
+    if len(output.data) > window.size_bytes:
+        raise InferenceFailed(
+            f"shared memory size specified with the request for output '{plan.spec.name}' ({window.size_bytes} bytes) "
+            f"should be at least {len(output.data)} bytes to hold the results"
+        )
+    window.write(output.data)
 
 
 def _output(plan: OutputPlan, output: OutputTensor, *, batches: bool) -> tuple[dict[str, Any], Buffer | None]:

@@ -1,33 +1,134 @@
 """`efserve bench`: options -> BenchConfig -> run_bench -> tables, closing lines, report."""
 
-import asyncio
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from efserve.errors import EfserveError, MeasurementFailed, UsageError
+from efserve.errors import MeasurementFailed, UsageError
+from efserve.interrupts import INTERRUPTED, run
 
 if TYPE_CHECKING:
-    from efserve.loadtest.config import BenchConfig
-    from efserve.records import BenchResult
+    from collections.abc import Callable
 
-INTERRUPTED = 130  # exit code after Ctrl-C
+    from rich.console import Console
+
+    from efserve.loadtest.config import BenchConfig
+    from efserve.records import BenchResult, Load
+
+BAR_LETTERS = 30
 
 
 @click.command()
-@click.option("--concurrency", default="1:10", show_default=True, help="Levels: START:END[:STEP], or a list 1,2,4.")
+@click.option(
+    "--concurrency",
+    default="",
+    help="Closed loop: requests kept under way, START:END[:STEP] or a list 1,2,4.  [default: 1:10]",
+)
+@click.option(
+    "--request-rate", default="", help="Open loop: requests per second, in the same form, whatever the server answers."
+)
+@click.option(
+    "--distribution",
+    type=click.Choice(["constant", "poisson", "gamma"]),
+    default="constant",
+    show_default=True,
+    help="Open loop: the times between requests.",
+)
+@click.option(
+    "--gamma-cv",
+    type=click.FloatRange(0.05, 20),
+    default=2.0,
+    show_default=True,
+    help="Coefficient of variation of gamma's times: 1 is poisson, more is burstier.",
+)
+@click.option(
+    "--load-shape",
+    type=click.Choice(["step", "ramp", "sine", "burst"]),
+    help="One level in which the rate changes within --request-rate START:END[:STEP].",
+)
+@click.option(
+    "--schedule", default="", metavar="FILE", help="Open loop at the times of a file: seconds, and optionally a model."
+)
+@click.option(
+    "--workload",
+    default="",
+    metavar="FILE",
+    help="Open loop on several models: JSON or YAML with their rates, batches, shapes and slo_ms.",
+)
+@click.option("--clients", type=click.IntRange(1, 10_000), help="Stress test: short-lived clients at a time.")
+@click.option(
+    "--total-clients",
+    type=click.IntRange(1),
+    help="Of the stress test, one after the other.  [default: 20 x --clients]",
+)
+@click.option(
+    "--requests-per-client", type=click.IntRange(1), help="Of each client, on its own connection.  [default: 10]"
+)
+@click.option(
+    "--request-count", type=click.IntRange(1), help="Send so many requests per level, instead of --duration seconds."
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1, 60_000),
+    default=1024,
+    show_default=True,
+    help="Open loop: when so many requests are under way, others wait in the client, and their latency counts.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Processes that make the load together.",
+)
+@click.option(
+    "--latency-threshold",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="Search the levels of --concurrency or --request-rate for the highest with at most this latency.",
+)
+@click.option(
+    "--search",
+    type=click.Choice(["binary", "linear"]),
+    default="binary",
+    show_default=True,
+    help="How --latency-threshold goes through the levels.",
+)
+@click.option(
+    "--max-rate-under-slo",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="Find the highest rate at which 99 % of the requests end within so many ms.",
+)
+@click.option(
+    "--goodput",
+    multiple=True,
+    metavar="MODEL=MS",
+    help="Count the answers of a model within so many ms; repeatable; MS alone for a single model.",
+)
 @click.option("--model", default="", help="Model to measure.  [default: the only or first one]")
 @click.option("--model-version", default="", help="Its version.  [default: the latest]")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows per request.")
 @click.option("--url", default="", help="v2 server, http://HOST:PORT.  [default: start one with the options below]")
 @click.option(
+    "--metrics-url",
+    default="",
+    help="The server's Prometheus page, sampled meanwhile.  [default: port 8002 of its host, where it knows the model]",
+)
+@click.option(
     "--input",
     default="random",
     show_default=True,
-    help="random, zero, FILE.npz (arrays by input, first axis: samples), or FILE.json (perf_analyzer's form).",
+    help="random, zero, FILE.npz (arrays by input), FILE.json (perf_analyzer's form), or a folder of images.",
+)
+@click.option(
+    "--tensor-format",
+    type=click.Choice(["auto", "json", "binary"]),
+    default="auto",
+    show_default=True,
+    help="How tensors travel; auto: binary where the server can.",
 )
 @click.option(
     "--shape", multiple=True, metavar="NAME:DIMS", help="Free dimensions, such as image:3,224,224; repeatable."
@@ -68,6 +169,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C
     "--json", "json_file", default="", help="Result file; - for stdout.  [default: reports/bench-MODEL-DATE-TIME.json]"
 )
 @click.option("--csv", "csv_file", default="", help="Also write a table for spreadsheets; - for stdout.")
+@click.option("--plot", is_flag=True, help="Plot throughput and latency in the terminal while it runs.")
 @click.option(
     "--model-repository",
     type=click.Path(),
@@ -84,12 +186,13 @@ INTERRUPTED = 130  # exit code after Ctrl-C
 @click.option("--max-batch", type=click.IntRange(1), help="For the embedded server: largest batch.")
 @click.option("--queue-delay-us", type=click.IntRange(0), help="For the embedded server: how long requests may wait.")
 @click.pass_context
-def command(ctx: click.Context, /, json_file: str, csv_file: str, **options: Any) -> None:
+def command(ctx: click.Context, /, json_file: str, csv_file: str, plot: bool, **options: Any) -> None:
     """Measure a v2 server under load, level by level.
 
-    Keeps CONCURRENCY requests under way and measures until throughput and latency hold still. Without --url it starts
-    `efserve serve` on free ports for the time of the benchmark. Ctrl-C ends the current level and reports what was
-    measured; a second Ctrl-C ends at once.
+    A closed loop (--concurrency) keeps so many requests under way; an open loop (--request-rate) sends at its own times
+    and counts latency from the time when a request was to be sent. Each level lasts until throughput and latency hold
+    still. Without --url it starts `efserve serve` on free ports for the time of the benchmark. Ctrl-C ends the current
+    level and reports what was measured; a second Ctrl-C ends at once.
     """
     from efserve.loadtest.config import BenchConfig
 
@@ -98,7 +201,7 @@ def command(ctx: click.Context, /, json_file: str, csv_file: str, **options: Any
     percentile, window_ms = options.pop("percentile"), options.pop("window_ms")
     config = BenchConfig(percentile=percentile and int(percentile), window_ms=window_ms or 0, **options)
     config.check()
-    result = _run(ctx, config, machine_output="-" in (json_file, csv_file))
+    result = _run(ctx, config, machine_output="-" in (json_file, csv_file), plot=plot)
     _report(result, config, json_file, csv_file)
     if result.interrupted:
         ctx.exit(INTERRUPTED)
@@ -106,47 +209,38 @@ def command(ctx: click.Context, /, json_file: str, csv_file: str, **options: Any
         raise MeasurementFailed("no request succeeded; the remarks above say why")
 
 
-def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool) -> "BenchResult":
-    import uvloop
-
+def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool, plot: bool) -> "BenchResult":
     from efserve.console import err, out
     from efserve.loadtest.run import run_bench
     from efserve.reports.bench import LiveLines
+    from efserve.reports.live_plot import LivePlot
 
-    interrupted = False
-
-    async def measure() -> "BenchResult":
-        nonlocal interrupted
-        stop, task = asyncio.Event(), asyncio.current_task()
-        assert task is not None
-
-        def on_interrupt() -> None:
-            nonlocal interrupted
-            if interrupted:
-                task.cancel()
-                return
-            interrupted = True
-            stop.set()
-            click.echo("\nThis level ends here; Ctrl-C once more quits at once.", err=True)
-
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_interrupt)
-        return await run_bench(config, LiveLines(err() if machine_output else out(), config.batch), stop)
-
-    try:
-        return uvloop.run(measure())
-    except (asyncio.CancelledError, KeyboardInterrupt):
+    console = err() if machine_output else out()
+    on_progress = _progress_bar(console) if console.is_terminal and not plot else None
+    observer = LivePlot(console, config.batch) if plot else LiveLines(console, config.batch)
+    result = run(lambda stop: run_bench(config, observer, stop, on_progress), "This level ends here")
+    if result is None:
         ctx.exit(INTERRUPTED)
-    except EfserveError as exc:
-        if not interrupted:
-            raise
-        click.echo(f"Error: {exc}", err=True)
-        ctx.exit(INTERRUPTED)
+    return result
+
+
+def _progress_bar(console: "Console") -> "Callable[[Load, int, int], None]":
+    """A bar in the line of the level that runs: how many of its clients or requests have ended."""
+
+    def draw(load: "Load", done: int, total: int) -> None:
+        filled = BAR_LETTERS * done // max(total, 1)
+        bar = "#" * filled + "-" * (BAR_LETTERS - filled)
+        text = f"{load.label:>6} [{bar}] {done}/{total}"
+        console.print(text.ljust(60), end="\r", markup=False, highlight=False, soft_wrap=True)
+
+    return draw
 
 
 def _report(result: "BenchResult", config: "BenchConfig", json_file: str, csv_file: str) -> None:
     from efserve.console import err, out
     from efserve.records import encode_result, write_result
-    from efserve.reports.bench import as_csv, closing_lines, tables
+    from efserve.reports.bench import closing_lines, tables
+    from efserve.reports.csv_table import as_csv
 
     console = err() if "-" in (json_file, csv_file) else out()
     console.print()

@@ -43,7 +43,7 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 @click.option(
     "--spin/--no-spin", default=False, help="Engine threads spin while idle: faster alone, slower beside others."
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--host", "--http-host", "host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--http-port",
     type=click.IntRange(0, 65535),
@@ -67,6 +67,18 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     help="Prometheus metrics; 0: any free port.",
 )
 @click.option(
+    "--listen",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Serve KServe v2 over HTTP here as well: HOST:PORT, or unix:PATH for a Unix socket; repeatable.",
+)
+@click.option(
+    "--tls-cert",
+    type=click.Path(path_type=Path),
+    help="Speak TLS on every address but Unix sockets, with this certificate chain (PEM).",
+)
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key (PEM).")
+@click.option(
     "--max-request-bytes", type=click.IntRange(1), default=64 * 2**20, help="Largest request body.  [default: 64 MiB]"
 )
 @click.option(
@@ -88,6 +100,46 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     default="efserve",
     show_default=True,
     help="Name in the server's metadata; some NVIDIA examples expect triton.",
+)
+@click.option(
+    "--model-control-mode",
+    type=click.Choice(["none", "poll", "explicit"]),
+    default="none",
+    show_default=True,
+    help="none: the models of the start; poll: follow the repository; explicit: load and unload on request.",
+)
+@click.option("--load-model", multiple=True, help="Load at the start in mode explicit; repeatable, '*': all.")
+@click.option(
+    "--repository-poll-secs",
+    type=click.FloatRange(0, min_open=True),
+    default=15.0,
+    show_default=True,
+    help="Time between two looks at the repository in mode poll.",
+)
+@click.option(
+    "--cache-bytes",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Memory for answers of models whose config says response_cache { enable: true }; 0: none is kept.",
+)
+@click.option(
+    "--allow-client-shm",
+    type=bool,
+    is_flag=False,
+    flag_value=True,
+    default=False,
+    help="Let clients on this machine register shared memory for inputs and outputs.",
+)
+@click.option(
+    "--admin-token-file",
+    type=click.Path(path_type=Path),
+    help="File with the bearer token for model control, trace and log settings.  [default: loopback only]",
+)
+@click.option(
+    "--trace-file",
+    type=click.Path(path_type=Path),
+    help="Write traces of requests here, a line of JSON each, where trace settings ask for them.  [default: the log]",
 )
 @click.option(
     "--ready-file",
@@ -132,6 +184,7 @@ def _print_status(status: "ServerStatus") -> None:
     console.print(table)
     for model in status.models:
         if model.reason:
-            console.print(f"[red]{escape(model.name)}[/]: {escape(model.reason)}")
+            reason = model.reason.partition("; its last lines of output:")[0]  # which the log has shown
+            console.print(f"[red]{escape(model.name)}[/]: {escape(reason)}", soft_wrap=True)
     grpc = f"\ngRPC     {status.grpc}" if status.grpc else ""
     console.print(f"\nHTTP     {status.http}/v2{grpc}\nmetrics  {status.metrics}/metrics\nCtrl-C stops.")

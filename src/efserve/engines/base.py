@@ -6,12 +6,12 @@ batching or shared memory.
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
 from efserve.devices import Partition
-from efserve.errors import LoadFailed
+from efserve.errors import ConfigError, LoadFailed
 from efserve.model_config import DEFAULT_MAX_BATCH, FileSignature, ModelConfig, complete
 from efserve.tensors import Array
 
@@ -39,7 +39,7 @@ class Source:
         """The config that runs: completed by the file and checked against it."""
         config = complete(self.config, signature, self.max_batch)
         if config.batches and self.force_max_batch:
-            config = replace(config, max_batch_size=self.force_max_batch)
+            config = config.with_max_batch(self.force_max_batch)
         return config
 
 
@@ -81,6 +81,11 @@ def load(name: str, source: Source) -> Engine:
     """The model of `source` loaded by engine `name`; LoadFailed or ConfigError, or whatever the library raises."""
     if name not in _LIBRARIES:
         raise LoadFailed(f"there is no engine '{name}'; choose one of {', '.join(_LIBRARIES)}")
+    if source.config.optional_inputs and name != "python":
+        raise ConfigError(
+            f"config of '{source.config.name}': input '{source.config.optional_inputs[0]}' is optional, which only "
+            "models of the python engine may say"
+        )
     library, remedy = _LIBRARIES[name]
     try:
         module = cast(_Module, importlib.import_module(f"efserve.engines.{name}"))

@@ -18,6 +18,7 @@ from efserve.errors import InferenceFailed, LoadFailed
 from efserve.model_config import FileSignature, ModelConfig
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec
 
+_PROVIDERS = ["CPUExecutionProvider"]
 _ERRORS_ONLY = 3
 _NOTHING = 4  # what goes wrong in a run is in the exception
 
@@ -104,15 +105,24 @@ def load(source: Source) -> OnnxEngine:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if source.spin else "0")
     path = source.file("model.onnx")
     # This optimizer crashes the process on some half precision models, vision transformers among them.
-    half = any(spec.datatype == "FP16" for spec in source.config.inputs)
-    disabled = ["NchwcTransformer"] if half else None
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
-    )
+    disabled = ["NchwcTransformer"] if _is_half(source, str(path)) else None
+    session = onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS, disabled_optimizers=disabled)
     stated = {spec.name for spec in source.config.outputs}
     outputs = [node for node in session.get_outputs() if not stated or node.name in stated or node.type in _DATATYPES]
     signature = FileSignature(_specs(session.get_inputs(), "input"), _specs(outputs, "output"))
     return OnnxEngine(session, source.settle(signature), signature)
+
+
+def _is_half(source: Source, path: str) -> bool:
+    """Whether an input is FP16; where the config does not list the inputs, the file is asked, without optimizing it."""
+    if source.config.inputs:
+        return any(spec.datatype == "FP16" for spec in source.config.inputs)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = _NOTHING
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options, providers=_PROVIDERS)
+    return any(node.type == "tensor(float16)" for node in session.get_inputs())
 
 
 def _specs(nodes: Sequence[onnxruntime.NodeArg], kind: str) -> tuple[TensorSpec, ...]:

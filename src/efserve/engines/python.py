@@ -20,7 +20,7 @@ import numpy as np
 from efserve.engines.base import Source
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.model_config import FileSignature, ModelConfig
-from efserve.tensors import Array
+from efserve.tensors import ABSENT, Array
 
 
 class PythonEngine:
@@ -36,8 +36,12 @@ class PythonEngine:
         self._output_names = [spec.name for spec in config.outputs]
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
-        """Call the model's `infer`; InferenceFailed when an output of the config is not in its answer."""
-        outputs = self._model.infer(dict(zip(self._input_names, inputs, strict=True)))
+        """Call the model's `infer`, without the optional inputs that are absent.
+
+        InferenceFailed when an output of the config is not in its answer.
+        """
+        given = {name: array for name, array in zip(self._input_names, inputs, strict=True) if array is not ABSENT}
+        outputs = self._model.infer(given)
         if not isinstance(outputs, dict):
             raise InferenceFailed(f"infer() of model.py returned {type(outputs).__name__}, expected a dict of outputs")
         for name in self._output_names:

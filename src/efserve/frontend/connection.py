@@ -11,7 +11,7 @@ from typing import cast
 
 from efserve.errors import EfserveError, InvalidRequest
 from efserve.frontend.heads import CLOSE_LINE, UNREADABLE, Head, Heads
-from efserve.frontend.port import Group
+from efserve.frontend.port import Group, is_local
 from efserve.frontend.reader import Phase, RequestReader
 from efserve.frontend.responses import INTERNAL_ERROR, Answer, encode, error_answer, error_response, with_connection
 from efserve.inference import Body, InferRequest
@@ -30,19 +30,20 @@ class Limits:
     head_s: float = 10.0  # for the whole head
     stalled_s: float = 30.0  # without a byte more of a body received, or of an answer taken
     linger_s: float = 2.0  # for the client to close after its last answer
-    pipelined: int = 64
+    pipelined: int = 8
 
 
 class Exchange:
     """One request on a connection, and its answer once there is one."""
 
-    __slots__ = ("answer", "connection", "head", "request")
+    __slots__ = ("answer", "connection", "head", "request", "task")
 
     def __init__(self, connection: "Connection", head: Head) -> None:
         self.connection = connection
         self.head = head
         self.answer: Answer | None = None  # waits for earlier requests to be answered
         self.request: InferRequest | None = None  # what is to be cancelled when the client goes
+        self.task: asyncio.Task[None] | None = None  # what works on the answer, where that takes time
 
     def respond(self, answer: Answer) -> None:
         """Answer the request; to be called exactly once."""
@@ -50,9 +51,9 @@ class Exchange:
 
     def cancel(self) -> None:
         """The client has gone."""
-        if self.request is not None:
-            self.request.cancelled = True
-            self.request = None
+        request, self.request = self.request, None
+        if request is not None:
+            request.cancel()
 
 
 class Hub:
@@ -117,6 +118,11 @@ class Connection(asyncio.BufferedProtocol):
         """Requests received and not answered yet."""
         return len(self._pending)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the client is on this machine: it came over loopback or a Unix socket."""
+        return is_local(self._transport)
+
     # Events of the transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -125,9 +131,10 @@ class Connection(asyncio.BufferedProtocol):
         self._hub.group.join(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for exchange in self._pending:
+        gone = self._pending.copy()
+        self._pending.clear()  # first: what is cancelled is answered at once, to nobody
+        for exchange in gone:
             exchange.cancel()
-        self._pending.clear()
         self._close_input()
         self._hub.group.leave(self)
 
@@ -245,8 +252,12 @@ class Connection(asyncio.BufferedProtocol):
             self._close_input()
             # Not a plain close: bytes that the client still sends would turn it into a reset, which destroys the
             # answer on its way.
-            if not self._transport.is_closing():
+            if self._transport.is_closing():
+                return
+            if self._transport.can_write_eof():
                 self._transport.write_eof()
+            else:  # TLS, which says in its own words that no more will come
+                self._transport.close()
 
     def _after_answer(self) -> None:
         self._send_continue()

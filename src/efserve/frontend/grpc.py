@@ -9,6 +9,7 @@ from efserve.codec.http2.events import HeadReceived
 from efserve.codec.v2_grpc import GrpcTemplate, Scanner, decode, encode, stream_error, streamed
 from efserve.codec.v2_infer import Template
 from efserve.errors import EfserveError
+from efserve.frontend.admin import Admin
 from efserve.frontend.grpc_call import INTERNAL, Call, Method, resolve
 from efserve.frontend.grpc_control import control_methods
 from efserve.frontend.grpc_services import Health, reflect
@@ -16,7 +17,8 @@ from efserve.frontend.http2 import Http2Connection, Hub, Limits
 from efserve.frontend.port import Port
 from efserve.frontend.routes import Routes
 from efserve.frontend.service import Service
-from efserve.inference import Body, InferRequest, Outcome
+from efserve.inference import Body, Buffer, InferRequest, Outcome
+from efserve.transport.regions import ClientRegions
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +26,17 @@ SERVICE = "inference.GRPCInferenceService"
 
 
 def open_grpc(
-    service: Service, *, max_request_bytes: int, server_name: str = "efserve", limits: Limits | None = None
+    service: Service,
+    *,
+    max_request_bytes: int,
+    server_name: str = "efserve",
+    limits: Limits | None = None,
+    admin: Admin | None = None,
+    memory: ClientRegions | None = None,
 ) -> Port:
     """A port that serves the v2 methods of one service over gRPC."""
-    methods = Methods(service, server_name, max_request_bytes)
+    routes = Routes(service, server_name, max_request_bytes, admin, memory)
+    methods = Methods(service, routes, max_request_bytes)
     hub = Hub(methods.begin, limits or Limits())
     return Port(lambda: Http2Connection(hub), hub.group, also=methods.sweep)
 
@@ -35,11 +44,10 @@ def open_grpc(
 class Methods:
     """The gRPC port's table of methods over one service."""
 
-    def __init__(self, service: Service, server_name: str, max_request_bytes: int) -> None:
+    def __init__(self, service: Service, routes: Routes, max_request_bytes: int) -> None:
         self._service = service
         self._max_bytes = max_request_bytes
         self._scan = Scanner().scan
-        routes = Routes(service, server_name, max_request_bytes)
         self._health = Health(routes, ("", SERVICE))
         methods = {
             **control_methods(routes),
@@ -99,11 +107,18 @@ def _ignore(outcome: Outcome) -> None:
 
 
 def _request(
-    found: GrpcTemplate, tensors: tuple[Body | bytearray, ...], done: Callable[[Outcome], None], arrival_ns: int
+    found: GrpcTemplate, tensors: tuple[Buffer, ...], done: Callable[[Outcome], None], arrival_ns: int
 ) -> InferRequest:
     template = found.template
     return InferRequest(
-        tensors, template.shapes, template.rows, template.shape_key, done, template.timeout_us, arrival_ns
+        tensors,
+        template.shapes,
+        template.rows,
+        template.shape_key,
+        done,
+        template.timeout_us,
+        arrival_ns,
+        priority=template.priority,
     )
 
 

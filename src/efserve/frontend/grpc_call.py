@@ -51,6 +51,7 @@ class Route:
     encoding: str = ""
     answer_encoding: str = ""  # the client's own, where it also takes it
     timeout_s: float | None = None
+    authorization: bytes = b""
     strict: bool = False  # an error ends a streaming call, instead of being a message in it
 
 
@@ -76,7 +77,8 @@ def resolve(head: Head, methods: dict[bytes, Method]) -> Route:
         return _refused(Status.INTERNAL, str(exc))
     strict = head.get(b"triton_grpc_error").lower() == b"true"
     encoding = encoding if encoding in ENCODINGS else ""
-    return Route(method, b"", encoding, encoding if encoding in accepted else "", limit_s, strict)
+    answer_encoding = encoding if encoding in accepted else ""
+    return Route(method, b"", encoding, answer_encoding, limit_s, head.get(b"authorization"), strict)
 
 
 def _refused(status: Status, text: str) -> Route:
@@ -139,6 +141,16 @@ class Call:
     def strict(self) -> bool:
         """True when an error ends a streaming call."""
         return self._route.strict
+
+    @property
+    def authorization(self) -> bytes:
+        """What the client says to be allowed to do this."""
+        return self._route.authorization
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the client is on this machine."""
+        return self._connection.is_local
 
     # What the client sends
 
@@ -300,11 +312,11 @@ class Call:
             self._timer.cancel()
             self._timer = None
         if self.request is not None:
-            self.request.cancelled = True  # of no effect on one that has been answered
+            self.request.cancel()  # of no effect on one that has been answered
             self.request = None
         if self.requests:
             for request in self.requests.values():
-                request.cancelled = True
+                request.cancel()
             self.requests.clear()
         if self.on_close is not None:
             self.on_close()

@@ -1,7 +1,9 @@
 """The small methods over gRPC: each asks one of the HTTP routes in its terms, and tells what it says in protobuf."""
 
+import asyncio
 import base64
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +13,13 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
 from efserve.codec.grpc import CallFailed, Status, framed, status_of_http
-from efserve.errors import InvalidRequest, NotFound
-from efserve.frontend.grpc_call import Call, Method
+from efserve.errors import EfserveError, InvalidRequest, NotFound
+from efserve.frontend.grpc_call import INTERNAL, Call, Method
 from efserve.frontend.responses import Response
 from efserve.frontend.routes import Routes
 from efserve.inference import Body
+
+logger = logging.getLogger(__name__)
 
 Path = tuple[str, ...]
 Message = Any  # of protobuf, which has no types
@@ -165,9 +169,27 @@ def _handler(routes: Routes, control: Control, method: Any) -> Callable[[Call, B
         except DecodeError as exc:
             raise InvalidRequest(f"failed to parse the {request_type.DESCRIPTOR.name}: {exc}") from exc
         if control.flag:
-            told = {control.flag: is_well(routes, question)}
+            tell(call, {control.flag: is_well(routes, question)})
+            return
+        text = b"" if question.body is None else msgspec.json.encode(question.body)
+        result = routes.ask(
+            question.method, question.path, text, authorization=call.authorization, is_local=call.is_local
+        )
+        if isinstance(result, Response):
+            tell(call, control.tell(_found(result)))
         else:
-            told = control.tell(_found(_asked(routes, question)))
+            call.state = asyncio.get_running_loop().create_task(finish(call, result))
+
+    async def finish(call: Call, result: Coroutine[Any, Any, Response]) -> None:
+        try:
+            tell(call, control.tell(_found(await result)))
+        except EfserveError as exc:
+            call.fail(exc)
+        except Exception:  # the border of one request
+            logger.exception("%s failed", method.name)
+            call.fail(INTERNAL)
+
+    def tell(call: Call, told: dict[str, Any]) -> None:
         answer = json_format.ParseDict(told, response_type(), ignore_unknown_fields=True)
         call.answer(framed([answer.SerializeToString()]))
 
@@ -175,16 +197,12 @@ def _handler(routes: Routes, control: Control, method: Any) -> Callable[[Call, B
 
 
 def is_well(routes: Routes, question: Question) -> bool:
-    """Whether a route that has nothing to tell answers with 200; of an unknown model, it does not."""
+    """Whether a route that anyone may ask, and that has nothing to tell, answers with 200; of an unknown model, no."""
     try:
-        return _asked(routes, question).status == 200
+        result = routes.ask(question.method, question.path, is_local=False)
     except NotFound:
         return False
-
-
-def _asked(routes: Routes, question: Question) -> Response:
-    body = b"" if question.body is None else msgspec.json.encode(question.body)
-    return routes.ask(question.method, question.path, body)
+    return isinstance(result, Response) and result.status == 200
 
 
 def _found(response: Response) -> Any:

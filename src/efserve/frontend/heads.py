@@ -33,6 +33,7 @@ class Head:
     header_length: int | None = None  # Inference-Header-Content-Length
     content_encoding: bytes = b""
     accept_encoding: bytes = b""
+    authorization: bytes = b""
     plain_length: int = -1  # content_length, where the body needs nothing but to be read; else -1
     handler: Callable[[Any, Body], None] = lambda exchange, body: None  # (Exchange, body); set by the routes
 
@@ -84,6 +85,7 @@ def parse_head(text: bytes) -> Head:
     _read_headers(head, events.headers)
     head.content_encoding = events.all_of(b"content-encoding").strip().lower()
     head.accept_encoding = events.all_of(b"accept-encoding").lower()
+    head.authorization = events.all_of(b"authorization").strip()
     head.connection_line = _connection_line(parser.get_http_version(), events.all_of(b"connection"))
     if parser.get_http_version() == "1.0":
         if head.chunked:

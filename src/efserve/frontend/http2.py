@@ -13,7 +13,7 @@ from efserve.codec.http2.connection import Connection
 from efserve.codec.http2.events import DataReceived, Event, HeadReceived, StreamEnded, TrailersReceived, WentAway
 from efserve.codec.http2.limits import DEFAULT_LIMITS
 from efserve.codec.http2.limits import Limits as PeerLimits
-from efserve.frontend.port import Group
+from efserve.frontend.port import Group, is_local
 from efserve.inference import Body
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,11 @@ class Http2Connection(asyncio.BufferedProtocol):
         return self._codec
 
     @property
+    def is_local(self) -> bool:
+        """Whether the client is on this machine."""
+        return is_local(self._transport)
+
+    @property
     def pending(self) -> int:
         """Streams that have begun and not ended."""
         return len(self._codec.streams)
@@ -183,7 +188,10 @@ class Http2Connection(asyncio.BufferedProtocol):
             if not self._codec.closed:
                 self._codec.close()
                 self._transport.writelines(self._codec.take())
-            self._transport.write_eof()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            else:  # over TLS
+                self._transport.close()
 
     def drain(self) -> None:
         """Take no more streams, and close when those that have begun are answered."""

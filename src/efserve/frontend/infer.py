@@ -49,6 +49,7 @@ class InferHandler:
             partial(_finish, exchange, template, id_json, self._accept),
             template.timeout_us,
             arrival_ns,
+            priority=template.priority,
         )
         exchange.request = request
         model.submit(request)

@@ -27,6 +27,10 @@ _COUNTERS: tuple[tuple[str, str, Callable[[ModelCounters], int]], ...] = (
     ("nv_inference_compute_input_duration_us", "Cumulative time for inputs", lambda c: c.compute_input_ns // 1000),
     ("nv_inference_compute_infer_duration_us", "Cumulative time for inference", lambda c: c.compute_infer_ns // 1000),
     ("nv_inference_compute_output_duration_us", "Cumulative time for outputs", lambda c: c.compute_output_ns // 1000),
+    ("nv_cache_num_hits_per_model", "Requests answered from the response cache", lambda c: c.cache_hits),
+    ("nv_cache_num_misses_per_model", "Requests that the response cache had no answer for", lambda c: c.cache_misses),
+    ("nv_cache_hit_duration_per_model", "Cumulative time of cache hits, in us", lambda c: c.cache_hit_ns // 1000),
+    ("nv_cache_miss_duration_per_model", "Cumulative time of cache misses, in us", lambda c: c.cache_miss_ns // 1000),
 )
 
 

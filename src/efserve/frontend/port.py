@@ -1,11 +1,21 @@
 """A listening port and its open connections, of whatever protocol: start, drain, close, and a sweep once a second."""
 
 import asyncio
+import ssl
 from collections.abc import Callable
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Protocol
 
 SWEEP_S = 1.0
 BACKLOG = 1024
+HANDSHAKE_S = 10.0  # for a TLS client to get to its first request
+
+
+def is_local(transport: asyncio.BaseTransport) -> bool:
+    """Whether the client is on this machine: it came over loopback or a Unix socket."""
+    peer = transport.get_extra_info("peername")
+    return not isinstance(peer, tuple) or ip_address(peer[0].partition("%")[0]).is_loopback
 
 
 class Member(Protocol):
@@ -71,7 +81,8 @@ class Port:
         self._connect = connect
         self._group = group
         self._also = also  # is called with each sweep
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+        self._paths: list[Path] = []  # of Unix sockets
         self._sweep: asyncio.TimerHandle | None = None
 
     @property
@@ -84,12 +95,28 @@ class Port:
         """Requests that are received and not answered yet."""
         return sum([member.pending for member in self._group.members])
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen, and return the bound port (`port` 0: any free one). Raises OSError where it cannot listen."""
+    async def start(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> int:
+        """Listen, and return the bound port (`port` 0: any free one). Raises OSError where it cannot listen.
+
+        May be repeated for several addresses.
+        """
+        loop, handshake_s = asyncio.get_running_loop(), HANDSHAKE_S if tls else None
+        server = await loop.create_server(
+            self._connect, host, port, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=handshake_s
+        )
+        self._has_opened(server)
+        return int(server.sockets[0].getsockname()[1])
+
+    async def start_unix(self, path: Path) -> None:
+        """Listen on a Unix socket as well; raises OSError where that is not possible."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connect, host, port, backlog=BACKLOG)
-        self._sweep = loop.call_later(SWEEP_S, self._sweep_and_again)
-        return int(self._server.sockets[0].getsockname()[1])
+        self._has_opened(await loop.create_unix_server(self._connect, str(path), backlog=BACKLOG))
+        self._paths.append(path)
+
+    def _has_opened(self, server: asyncio.Server) -> None:
+        self._servers.append(server)
+        if self._sweep is None:
+            self._sweep = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep_and_again)
 
     def _sweep_and_again(self) -> None:
         loop = asyncio.get_running_loop()
@@ -98,10 +125,13 @@ class Port:
         self._sweep = loop.call_later(SWEEP_S, self._sweep_and_again)
 
     def stop_accepting(self) -> None:
-        """Close the listening socket; open connections go on."""
-        if self._server:
-            self._server.close()
-            self._server = None
+        """Close the listening sockets; open connections go on."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        self._paths.clear()
 
     async def drain(self, deadline_s: float) -> None:
         """Close idle connections now and busy ones after their answers; after the deadline, all of them."""
@@ -117,4 +147,5 @@ class Port:
         self.stop_accepting()
         if self._sweep:
             self._sweep.cancel()
+            self._sweep = None
         self._group.abort()

@@ -1,47 +1,65 @@
 """The v2 routes: which handler a request line means, and the small routes, each a function from request to response."""
 
-from collections.abc import Callable
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 
 from efserve import __version__
-from efserve.codec.compression import choose_encoding, deflate, inflate
+from efserve.codec.compression import inflate
 from efserve.codec.v2_json import parse_as
 from efserve.codec.v2_models import index_entry, model_metadata, server_metadata, statistics
-from efserve.errors import EfserveError, InvalidRequest, NotFound, Unavailable, Unsupported
+from efserve.errors import EfserveError, NotFound, Unavailable, Unsupported
+from efserve.frontend.admin import Admin, Guarded, Methods, Names, Result, SmallRoute
 from efserve.frontend.connection import Exchange
 from efserve.frontend.heads import Head
 from efserve.frontend.infer import InferHandler
-from efserve.frontend.responses import JSON_TYPE, Response, answer_head, encode, error_response, json_response
+from efserve.frontend.memory import MemoryRoutes
+from efserve.frontend.responses import (
+    INTERNAL_ERROR,
+    Response,
+    encode,
+    error_response,
+    json_response,
+)
 from efserve.frontend.service import Service
 from efserve.inference import Body
+from efserve.transport.regions import ClientRegions
+
+logger = logging.getLogger(__name__)
 
 Handler = Callable[[Exchange, Body], None]
-Names = dict[str, str]  # what stands for M, V and R of a route
 
 
 class Routes:
     """The v2 port's table of routes over one service."""
 
-    def __init__(self, service: Service, server_name: str, max_request_bytes: int) -> None:
+    def __init__(
+        self,
+        service: Service,
+        server_name: str,
+        max_request_bytes: int,
+        admin: Admin | None = None,
+        memory: ClientRegions | None = None,
+    ) -> None:
         self._service = service
         self._server_name = server_name
         self._max_bytes = max_request_bytes
+        self._admin = admin or Admin()
+        self._memory = MemoryRoutes(memory or ClientRegions())
         self._table = {tuple(route.split("/")): methods for route, methods in self._routes().items()}
 
-    def _routes(self) -> dict[str, dict[str, "SmallRoute"]]:
-        table: dict[str, dict[str, SmallRoute]] = {
+    def _routes(self) -> dict[str, Methods]:
+        table: dict[str, Methods] = {
             "v2": {"GET": self._server},
             "v2/health/live": {"GET": self._live},
             "v2/health/ready": {"GET": self._ready},
             "v2/models/stats": {"GET": self._statistics},
             "v2/repository/index": {"POST": self._index},
-            "v2/repository/models/M/load": {"POST": _load_refused},
-            "v2/repository/models/M/unload": {"POST": _load_refused},
-            "v2/trace/setting": {"GET": _trace, "POST": _trace},
-            "v2/models/M/trace/setting": {"GET": _trace, "POST": _trace},
-            "v2/logging": {"GET": _logging, "POST": _logging},
         }
         for model in ("v2/models/M", "v2/models/M/versions/V"):
             table[model] = {"GET": self._metadata}
@@ -49,11 +67,8 @@ class Routes:
             table[f"{model}/config"] = {"GET": self._config}
             table[f"{model}/stats"] = {"GET": self._statistics}
             table[f"{model}/infer"] = {"POST": _never}
-        for memory in ("v2/systemsharedmemory", "v2/cudasharedmemory"):
-            for region in (memory, f"{memory}/region/R"):
-                table[f"{region}/status"] = {"GET": _memory_status}
-                table[f"{region}/unregister"] = {"POST": _memory_unregister}
-            table[f"{memory}/region/R/register"] = {"POST": _memory_register}
+        table.update(self._memory.routes())
+        table.update(self._admin.routes(lambda name: self._service.model(name, "")))
         return table
 
     def resolve(self, head: Head) -> Handler:
@@ -69,16 +84,30 @@ class Routes:
             return Small(head, self._max_bytes, lambda names, body: error_response(405, text), {})
         if small is _never:
             return InferHandler(self._service, names["M"], names.get("V", ""), head, self._max_bytes)
+        if isinstance(small, Guarded):
+            return Small(head, self._max_bytes, small.route, names, partial(self._check, head.authorization))
         return Small(head, self._max_bytes, small, names)
 
-    def ask(self, method: str, path: tuple[str, ...], body: bytes = b"") -> Response:
-        """What a small route answers, for those that do not come over HTTP; raises EfserveError as the route does."""
-        methods, names = self._find(path)
-        if methods is None or method not in methods:
-            raise Unsupported(f"this server does not offer {method} /{'/'.join(path)}")
-        return methods[method](names, body)
+    def _check(self, authorization: bytes, exchange: Exchange) -> None:
+        self._admin.check(authorization, is_local=exchange.connection.is_local)
 
-    def _find(self, path: tuple[str, ...]) -> tuple[dict[str, "SmallRoute"] | None, Names]:
+    def ask(
+        self, method: str, path: tuple[str, ...], body: bytes = b"", *, authorization: bytes = b"", is_local: bool
+    ) -> Result:
+        """What a small route answers a client that did not come over HTTP, who is told of as `Admin.check` needs it.
+
+        Raises EfserveError as the route does.
+        """
+        methods, names = self._find(path)
+        small = methods.get(method) if methods else None
+        if small is None:
+            raise Unsupported(f"this server does not offer {method} /{'/'.join(path)}")
+        if isinstance(small, Guarded):
+            self._admin.check(authorization, is_local=is_local)
+            small = small.route
+        return small(names, body)
+
+    def _find(self, path: tuple[str, ...]) -> tuple[Methods | None, Names]:
         found = self._table.get(path)  # fixed routes first: a model may not shadow /v2/models/stats
         if found is not None and not {"M", "V", "R"} & set(path):
             return found, {}
@@ -117,6 +146,10 @@ class Routes:
             self._service.model(names["M"], names.get("V", ""))
         except Unavailable:
             return error_response(400, "Model version not ready")
+        except NotFound:  # so it is also said of a model of which no version is ready
+            if "V" in names or all(entry.name != names["M"] for entry in self._service.index(only_ready=False)):
+                raise
+            return error_response(400, "Model version not ready")
         return Response()
 
     def _config(self, names: Names, body: Body) -> Response:
@@ -136,9 +169,6 @@ class Routes:
         return json_response(statistics((model.config.name, model.version, model.counters) for model in models))
 
 
-SmallRoute = Callable[[Names, Body], Response]
-
-
 class IndexRequest(msgspec.Struct):
     """Body of the repository index request."""
 
@@ -146,32 +176,53 @@ class IndexRequest(msgspec.Struct):
 
 
 class Small:
-    """Handler of the small routes: decodes the body, encodes the answer, turns errors into answers."""
+    """Handler of the small routes: decodes the body, encodes the answer, turns errors into answers.
 
-    __slots__ = ("_accept", "_encoding", "_max_bytes", "_names", "_route", "_with_body")
+    Answers are never compressed: Triton compresses inferences alone, and its asyncio client expects no more.
+    A route that takes time answers with a coroutine, which goes on even if the client goes away.
+    """
 
-    def __init__(self, head: Head, max_bytes: int, route: SmallRoute, names: Names) -> None:
+    __slots__ = ("_encoding", "_guard", "_max_bytes", "_names", "_route", "_with_body")
+
+    def __init__(
+        self,
+        head: Head,
+        max_bytes: int,
+        route: SmallRoute,
+        names: Names,
+        guard: Callable[[Exchange], None] = lambda exchange: None,
+    ) -> None:
         self._route = route
         self._names = names
+        self._guard = guard
         self._max_bytes = max_bytes
         self._with_body = head.method != b"HEAD"
         self._encoding = head.content_encoding.decode("latin-1")
-        self._accept = choose_encoding(head.accept_encoding.decode("latin-1")) if head.accept_encoding else ""
 
     def __call__(self, exchange: Exchange, body: Body) -> None:
-        exchange.respond(self._answer(body))
+        result = self._begin(exchange, body)
+        if isinstance(result, Response):
+            exchange.respond(encode(result, with_body=self._with_body))
+        else:
+            exchange.task = asyncio.get_running_loop().create_task(self._finish(exchange, result))
 
-    def _answer(self, body: Body) -> bytes:
+    def _begin(self, exchange: Exchange, body: Body) -> Result:
         try:
-            response = self._route(self._names, inflate(body, self._encoding, self._max_bytes))
+            self._guard(exchange)
+            return self._route(self._names, inflate(body, self._encoding, self._max_bytes))
+        except EfserveError as exc:
+            return error_response(exc.http_status, str(exc))
+
+    async def _finish(self, exchange: Exchange, result: Coroutine[Any, Any, Response]) -> None:
+        try:
+            response = await result
         except EfserveError as exc:
             response = error_response(exc.http_status, str(exc))
-        if not (self._accept and response.body):
-            return encode(response, with_body=self._with_body)
-        data = deflate([response.body], self._accept)
-        extra = b"Content-Encoding: %b\r\n" % self._accept.encode()
-        head = answer_head(len(data), JSON_TYPE, status=response.status, extra=extra)
-        return head + data if self._with_body else head
+        except Exception:  # the border of one request
+            logger.exception("request failed: %s", exchange.head.target.decode("latin-1"))
+            exchange.respond(INTERNAL_ERROR)
+            return
+        exchange.respond(encode(response, with_body=self._with_body))
 
 
 def _path(target: bytes) -> tuple[str, ...]:
@@ -185,35 +236,3 @@ def _path(target: bytes) -> tuple[str, ...]:
 def _never(names: Names, body: Body) -> Response:
     """Stands in the table for inference, which has a handler of its own."""
     raise NotFound("inference has a handler of its own")
-
-
-# What the protocol knows and this server does not offer
-
-
-def _load_refused(names: Names, body: Body) -> Response:
-    raise InvalidRequest("explicit model load / unload is not allowed if polling is enabled")
-
-
-def _memory_status(names: Names, body: Body) -> Response:
-    if "R" in names:
-        raise InvalidRequest(f"Unable to find shared memory region: '{names['R']}'")
-    return json_response([])
-
-
-def _memory_unregister(names: Names, body: Body) -> Response:
-    return json_response({})
-
-
-def _memory_register(names: Names, body: Body) -> Response:
-    raise Unsupported(
-        f"shared memory region '{names['R']}' was not registered: this server does not offer shared memory; "
-        "send tensors as binary data"
-    )
-
-
-def _trace(names: Names, body: Body) -> Response:
-    raise Unsupported("trace settings are not offered by this server")
-
-
-def _logging(names: Names, body: Body) -> Response:
-    raise Unsupported("log settings are not offered by this server; use its command line")

@@ -3,10 +3,11 @@
 Protocols only; the real service is composed in the server program, the tests bring their own.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from efserve.codec.regions import ClientMemory
 from efserve.counters import ModelCounters
 from efserve.inference import InferRequest
 from efserve.model_config import ModelConfig
@@ -53,6 +54,10 @@ class Model(Protocol):
         """Cache of the codec, keyed by request heads; starts empty and dies with the model."""
 
     @property
+    def memory(self) -> ClientMemory:
+        """What clients have registered at this server."""
+
+    @property
     def counters(self) -> ModelCounters: ...
 
     def submit(self, request: InferRequest) -> None:
@@ -72,3 +77,35 @@ class Service(Protocol):
     def placements(self) -> Sequence[Placement]: ...
     def live(self) -> bool: ...
     def ready(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOverrides:
+    """What a load request brings in place of what is in the repository; a config alone, or a config and files."""
+
+    config_json: str = ""  # ModelConfig as JSON; empty: the model's own
+    files: Mapping[str, bytes] = field(default_factory=dict)  # path below the model's folder -> content
+
+
+class ModelControl(Protocol):
+    """Loads and unloads models while the server runs."""
+
+    async def load(self, name: str, overrides: LoadOverrides) -> None:
+        """Returns when requests go to the new workers; raises what kept the model as it was."""
+
+    async def unload(self, name: str) -> None:
+        """Returns when new requests find no such model any more."""
+
+
+class TraceSettings(Protocol):
+    """What is traced, of all models or of one."""
+
+    def get(self, model: str = "") -> dict[str, object]: ...
+    def update(self, changes: dict[str, Any], model: str = "") -> None: ...
+
+
+class LogSettings(Protocol):
+    """What the server's log shows."""
+
+    def get(self) -> dict[str, object]: ...
+    def update(self, changes: dict[str, Any]) -> None: ...

@@ -1,18 +1,19 @@
 """The closed loop: each of `concurrency` connections sends its next request when it has the answer to the last.
 
-The hot path of the benchmark. Owns the raw records while a level runs; decides nothing about windows or stability.
+A hot path of the benchmark. Fills a `Recording` while it runs; decides nothing about windows or stability.
 """
 
 import asyncio
 import itertools
-from array import array
 from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
-from efserve.client.connection import TIMEOUT, WRONG_SIZE, Connection, Listener
+from efserve.client.connection import TIMEOUT, Connection, Listener, wrong_size
+from efserve.loadtest.recording import Chunk, Recording
 
 FAILURE_PAUSE_S = 0.05  # before a broken connection is opened again, so that a dead server is not hammered
 SWEEP_S = 0.1  # how often the deadlines of requests are looked at
+ENDLESS = 1 << 62
 
 
 class ClosedLoop:
@@ -28,48 +29,52 @@ class ClosedLoop:
         concurrency: int,
         timeout_s: float,
         payload_bytes: int | None = None,
+        request_count: int = 0,
     ) -> None:
-        """`payload_bytes`: binary bytes of a right answer; None when answers may differ in size."""
-        self.starts_ns = array("q")
-        self.ends_ns = array("q")
-        self.failed_ns: dict[str, array[int]] = {}
-        self.failure_texts: dict[str, str] = {}  # kind -> what was said the first time
-        self._connections = [connect(self) for _ in range(concurrency)]
+        """`payload_bytes`: of right answers, None when they may differ; `request_count`: send no more, 0 for no end."""
+        self.recording = Recording(closed=True)
+        self.starts_ns = self.recording.starts_ns
+        self.ends_ns = self.recording.ends_ns
+        self.failed_ns = self.recording.failed_ns
+        self.failure_texts = self.recording.failure_texts
+        self.finished = asyncio.Event()  # nothing is under way, and nothing more will be sent
+        self._left = request_count or ENDLESS  # requests that may still be sent
+        self._connections = [connect(self) for _ in range(min(concurrency, self._left))]
         self._requests = itertools.cycle(requests)
         self._timeout_ns = int(timeout_s * 1e9)
         self._payload_bytes = payload_bytes
-        self._running = False
         self._under_way: set[Connection] = set()
         self._paused: dict[Connection, asyncio.TimerHandle] = {}
         self._sweeper: asyncio.TimerHandle | None = None
-        self._drained: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        state = "running" if self._running else "stopped"
+        state = "stopped" if self._left <= 0 else "running"
         return f"<ClosedLoop {len(self._connections)} {state}, {len(self.ends_ns)} answers>"
 
     def start(self) -> None:
         """Send the first request on every connection."""
-        self._running = True
         self._under_way.update(self._connections)
         for connection in self._connections:
             self._send(connection)
         self._sweep()
 
+    def cut(self) -> Chunk:
+        """What was recorded since the last call."""
+        return self.recording.cut(len(self._connections), 0, finished=self.finished.is_set())
+
     async def stop(self) -> None:
         """Send nothing more and wait for the answers under way, each until its deadline; then close."""
-        self._running = False
-        for connection, pause in self._paused.items():
+        self._left = 0
+        for connection, pause in list(self._paused.items()):
             pause.cancel()
-            self._under_way.discard(connection)
+            self._rest(connection)
         if self._under_way:
-            self._drained = asyncio.get_running_loop().create_future()
-            await self._drained
+            await self.finished.wait()
         self.close()
 
     def close(self) -> None:
         """Close everything at once, without waiting."""
-        self._running = False
+        self._left = 0
         for pause in self._paused.values():
             pause.cancel()
         if self._sweeper is not None:
@@ -81,22 +86,22 @@ class ClosedLoop:
 
     def on_answer(self, connection: Connection, status: int, payload_bytes: int, end_ns: int) -> None:
         if status != 200:
-            self._count(f"http {status}", connection.error_text(), end_ns)
+            self.recording.fail(f"http {status}", connection.error_text(), end_ns)
         elif payload_bytes != self._payload_bytes and self._payload_bytes is not None:
-            text = f"the answer has {payload_bytes} bytes of tensors, the first one had {self._payload_bytes}"
-            self._count(WRONG_SIZE, text, end_ns)
+            self.recording.fail(*wrong_size(payload_bytes, self._payload_bytes), end_ns)
         else:
             self.starts_ns.append(connection.start_ns)
             self.ends_ns.append(end_ns)
-        if self._running:
+        if self._left > 0:
+            self._left -= 1
             connection.start_ns = monotonic_ns()
             connection.send(next(self._requests))
         else:
             self._rest(connection)
 
     def on_failure(self, connection: Connection, kind: str, text: str, end_ns: int) -> None:
-        self._count(kind, text, end_ns)
-        if self._running:
+        self.recording.fail(kind, text, end_ns)
+        if self._left > 0:
             loop = asyncio.get_running_loop()
             self._paused[connection] = loop.call_later(FAILURE_PAUSE_S, self._send, connection)
         else:
@@ -106,17 +111,17 @@ class ClosedLoop:
 
     def _send(self, connection: Connection) -> None:
         self._paused.pop(connection, None)
+        if self._left <= 0:
+            self._rest(connection)
+            return
+        self._left -= 1
         connection.start_ns = monotonic_ns()
         connection.send(next(self._requests))
 
-    def _count(self, kind: str, text: str, end_ns: int) -> None:
-        self.failed_ns.setdefault(kind, array("q")).append(end_ns)
-        self.failure_texts.setdefault(kind, text)
-
     def _rest(self, connection: Connection) -> None:
         self._under_way.discard(connection)
-        if not self._under_way and self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+        if not self._under_way:
+            self.finished.set()
 
     def _sweep(self) -> None:
         """One timer for all deadlines: abort the requests that are too old."""

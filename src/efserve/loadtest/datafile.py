@@ -11,10 +11,8 @@ import numpy as np
 
 from efserve.client.v2 import ModelInfo
 from efserve.errors import UsageError
-from efserve.loadtest.inputs import bfloat16
+from efserve.loadtest.inputs import Rows, batched, bfloat16
 from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec
-
-Rows = dict[str, list[Array]]  # input -> samples, without the batch dimension where the model batches
 
 
 def from_file(path: Path, model: ModelInfo, batch: int, shapes: Mapping[str, Shape]) -> list[tuple[Array, ...]]:
@@ -25,29 +23,14 @@ def from_file(path: Path, model: ModelInfo, batch: int, shapes: Mapping[str, Sha
     {"content": values, "shape": dims}, or {"b64": wire bytes}. Raises UsageError.
     """
     if path.suffix not in (".npz", ".json"):
-        raise UsageError(f"--input: expected random, zero, FILE.npz or FILE.json; got '{path}'")
+        raise UsageError(f"--input: expected random, zero, FILE.npz, FILE.json or a folder of images; got '{path}'")
     try:
         rows = _npz_rows(path, model) if path.suffix == ".npz" else _json_rows(path, model, shapes)
-        return _requests(rows, model, batch)
+        return batched(rows, model, batch)
     except OSError as exc:
         raise UsageError(f"--input {path}: cannot read it: {exc.strerror or exc}") from exc
     except (ValueError, EOFError, zipfile.BadZipFile, msgspec.MsgspecError) as exc:
         raise UsageError(f"--input {path}: {exc}") from exc
-
-
-def _requests(rows: Rows, model: ModelInfo, batch: int) -> list[tuple[Array, ...]]:
-    count = len(next(iter(rows.values())))
-    if not model.batches:
-        return [tuple(rows[spec.name][index] for spec in model.inputs) for index in range(count)]
-    starts = range(0, max(count - batch, 0) + 1, batch)
-    return [tuple(_stack(rows[spec.name], start, batch, spec) for spec in model.inputs) for start in starts]
-
-
-def _stack(rows: list[Array], start: int, batch: int, spec: TensorSpec) -> Array:
-    chosen = [rows[(start + offset) % len(rows)] for offset in range(batch)]
-    if len({row.shape for row in chosen}) > 1:
-        raise ValueError(f"samples of '{spec.name}' differ in shape and cannot share a batch; use --batch 1")
-    return np.stack(chosen)
 
 
 def _npz_rows(path: Path, model: ModelInfo) -> Rows:

@@ -29,6 +29,7 @@ class _Ready(msgspec.Struct):
 
     http: str
     models: list[_Model]
+    metrics: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class EmbeddedServer:
     unready: dict[str, str]  # model that did not start -> first line of the reason
     process: asyncio.subprocess.Process
     printed: Path  # its stdout and stderr
+    metrics_url: str
 
     def check_alive(self) -> None:
         """Raises MeasurementFailed, with the server's last words, when it has ended."""
@@ -66,13 +68,13 @@ async def embedded_server(options: Mapping[str, object], models: tuple[str, ...]
         try:
             status = await _status(process, ready, printed)
             unready = {model.name: _first_line(model) for model in status.models if model.state != "READY"}
-            yield EmbeddedServer(status.http, unready, process, printed)
+            yield EmbeddedServer(status.http, unready, process, printed, status.metrics)
         finally:
             await _stop(process)
 
 
 def _command(options: Mapping[str, object], models: tuple[str, ...], ready: Path) -> list[str]:
-    command = [sys.executable, "-m", "efserve", "serve", "--http-port", "0", "--metrics-port", "0"]
+    command = [sys.executable, "-m", "efserve", "serve", "--http-port", "0", "--no-grpc", "--metrics-port", "0"]
     command += ["--ready-file", str(ready), "--exit-with-parent"]
     for name, value in [*options.items(), *(("model", model) for model in models)]:
         for single in value if isinstance(value, tuple) else (value,):

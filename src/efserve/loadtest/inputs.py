@@ -1,6 +1,6 @@
 """The tensors that a benchmark sends: shapes from the model's metadata, values at random or zero.
 
-Values from a file are `datafile.py`.
+Values from files are `datafile.py` and `images.py`.
 """
 
 import math
@@ -15,6 +15,7 @@ from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec
 RANDOM_REQUESTS = 8  # different requests, sent in turn, so that no cache answers for the model
 RANDOM_BYTES = 1 << 26  # fewer of them where they are large
 INTEGERS_BELOW = 100  # random integers are indices as often as not: small ones are legal in most vocabularies
+Rows = dict[str, list[Array]]  # input -> samples, without the batch dimension where the model batches
 LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz0123456789", "S1")
 
 
@@ -102,3 +103,19 @@ def _random(random: np.random.Generator, spec: TensorSpec, shape: Shape, string_
 def bfloat16(values: Array) -> Array:
     """Float values as BF16 carried in uint16: the upper halves of their float32 bits, cut off, not rounded."""
     return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def batched(rows: Rows, model: ModelInfo, batch: int) -> list[tuple[Array, ...]]:
+    """Requests of `batch` consecutive samples each, round the end if need be; ValueError where they do not fit."""
+    count = len(next(iter(rows.values())))
+    if not model.batches:
+        return [tuple(rows[spec.name][index] for spec in model.inputs) for index in range(count)]
+    starts = range(0, max(count - batch, 0) + 1, batch)
+    return [tuple(_stack(rows[spec.name], start, batch, spec) for spec in model.inputs) for start in starts]
+
+
+def _stack(rows: list[Array], start: int, batch: int, spec: TensorSpec) -> Array:
+    chosen = [rows[(start + offset) % len(rows)] for offset in range(batch)]
+    if len({row.shape for row in chosen}) > 1:
+        raise ValueError(f"samples of '{spec.name}' differ in shape and cannot share a batch; use --batch 1")
+    return np.stack(chosen)

@@ -2,148 +2,232 @@
 
 import asyncio
 import time
-from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
-from efserve.client.connection import Connection, Listener
-from efserve.loadtest.closed_loop import ClosedLoop
-from efserve.records import Failures, LevelRecord, Micros, Requests, ServerCounters, Window
+from efserve.loadtest.crew import Source
+from efserve.loadtest.job import ClientsJob, ClosedJob, LoadJob, OpenJob, Work
+from efserve.loadtest.overload import Flow, overload
+from efserve.loadtest.tally import Mark, Tally
+from efserve.records import LevelRecord, Load, Pool, Samples, ServerCounters, Window
 from efserve.stats import STABLE_WINDOWS, Verdict, WindowFigures, verdict, window_figures
+
+OnWindow = Callable[[int, WindowFigures], None]  # number of the window from 1, its figures
+OnProgress = Callable[[int, int], None]  # clients or requests that have ended, and how many there are
+PROGRESS_S = 0.2
+_Before = tuple[ServerCounters | None, ...]
+
+
+class LevelSampler(Protocol):
+    """Reads gauges of server and client while one level runs, in tasks of its own."""
+
+    def start(self, begin_ns: int) -> None:
+        """The first window begins, at this monotonic time."""
+
+    async def stop(self) -> Samples | None:
+        """The level is over; called once after each `start`, also when the level failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class LevelPlan:
-    """What all levels have in common. `counters` reads the server's statistics, None where there are none."""
+    """How to measure one level. `counters` reads the server's statistics per model, None where there are none."""
 
-    connect: Callable[[Listener], Connection]
-    requests: Sequence[bytes]  # prepared, sent in turn
-    rows_per_request: int
-    payload_bytes: int | None  # binary bytes of a right answer; None when answers may differ in size
-    counters: Callable[[], Awaitable[ServerCounters | None]]
+    source: Source
+    job: LoadJob
+    to_the_end: bool  # of the load, however long that takes; else in windows until stable
+    counters: tuple[Callable[[], Awaitable[ServerCounters | None]], ...]  # per model
+    sampler: LevelSampler | None
     warmup_s: float
     window_s: float
     duration_s: float
     percentile: int | None
-    timeout_s: float
+    on_progress: OnProgress | None  # called every 0.2 s of a load that has an end
 
 
-@dataclass(frozen=True, slots=True)
-class _Mark:
-    """A border between windows: the moment, the CPU time used until then, and the answers received."""
-
-    time_ns: int
-    cpu_ns: int
-    answers: int
-
-
-OnWindow = Callable[[int, WindowFigures], None]  # number of the window from 1, its figures
-
-
-async def measure_level(
-    plan: LevelPlan, concurrency: int, stop: asyncio.Event, on_window: OnWindow
-) -> LevelRecord | None:
-    """Measure until the level is stable, or the duration is over, or `stop` is set; None if that was in the warm-up.
+async def measure_level(plan: LevelPlan, asked: Load, stop: asyncio.Event, on_window: OnWindow) -> LevelRecord | None:
+    """Measure until the level is stable, or over, or `stop` is set; None if that was in the warm-up.
 
     `on_window` is called while load runs: it should take well under a millisecond.
     """
-    load = ClosedLoop(plan.connect, plan.requests, concurrency, plan.timeout_s, plan.payload_bytes)
-    load.start()
+    level = _Level(plan, stop, on_window)
+    samples = None
     try:
-        await _pause(plan.warmup_s, stop)
-        before = await plan.counters()
+        before = await (level.warm_apart() if plan.to_the_end else level.warm_up())
         if stop.is_set():
             return None
-        marks, ruling = await _windows(plan, load, stop, on_window)
-        after = await plan.counters()
-        await load.stop()
+        if plan.sampler is not None:
+            plan.sampler.start(time.monotonic_ns())
+        try:
+            ruling = await (level.to_the_end() if plan.to_the_end else level.until_stable())
+        finally:
+            if plan.sampler is not None:
+                samples = await plan.sampler.stop()
+        after = await level.counters()
+        await plan.source.stop()
     finally:
-        load.close()
-    return LevelRecord(
-        concurrency=concurrency,
-        rows_per_request=plan.rows_per_request,
-        windows=_window_records(marks),
-        reported=STABLE_WINDOWS if ruling.stable else len(marks) - 1,
-        stable=ruling.stable,
-        reason=ruling.reason,
-        requests=_requests(load, marks),
-        failures=_failures(load, marks),
-        server=_difference(before, after),
-    )
+        plan.source.close()
+    return level.record(asked, ruling, tuple(map(_difference, before, after)), samples)
 
 
-async def _windows(
-    plan: LevelPlan, load: ClosedLoop, stop: asyncio.Event, on_window: OnWindow
-) -> tuple[list[_Mark], Verdict]:
-    marks = [_mark(load)]
-    figures: list[WindowFigures] = []
-    begin_ns = marks[0].time_ns
-    for number in range(1, int(plan.duration_s / plan.window_s + 1e-6) + 1):
-        until_s = (begin_ns - time.monotonic_ns()) / 1e9 + number * plan.window_s
-        await _pause(until_s, stop)
-        marks.append(_mark(load))
-        latency_us = _latencies_us(load, marks[-2].answers, marks[-1].answers)
-        window_s = (marks[-1].time_ns - marks[-2].time_ns) / 1e9
-        figures.append(window_figures(latency_us, window_s, plan.percentile))
-        if stop.is_set():
-            return marks, Verdict(False, "interrupted")
-        on_window(number, figures[-1])
-        if number >= STABLE_WINDOWS and verdict(figures).stable:
-            break
-    return marks, verdict(figures)
+class _Level:
+    """A level under way."""
+
+    def __init__(self, plan: LevelPlan, stop: asyncio.Event, on_window: OnWindow) -> None:
+        self._plan = plan
+        self._stop = stop
+        self._on_window = on_window
+        self._open = isinstance(plan.job.work, OpenJob)
+        self._tally = Tally(plan.job.work.schedule if isinstance(plan.job.work, OpenJob) else None)
+        self._figures: list[WindowFigures] = []
+        self._flows: list[Flow] = []
+
+    async def counters(self) -> _Before:
+        """The server's statistics now."""
+        return tuple(await asyncio.gather(*(read() for read in self._plan.counters)))
+
+    async def warm_up(self) -> _Before:
+        """Start the load and let it run for the warm-up."""
+        begin_ns = await self._plan.source.start(self._plan.job)
+        self._tally.begin(begin_ns)
+        await self._pause_until(begin_ns + int(self._plan.warmup_s * 1e9))
+        return await self.counters()
+
+    async def warm_apart(self) -> _Before:
+        """Warm up with another load, because each request of this one counts; then start this one."""
+        source, job = self._plan.source, self._plan.job
+        if self._plan.warmup_s:
+            begin_ns = await source.start(replace(job, work=ClosedJob(_warm_concurrency(job.work))))
+            await self._pause_until(begin_ns + int(self._plan.warmup_s * 1e9))
+            await source.stop()
+        before = await self.counters()
+        if not self._stop.is_set():
+            self._tally.begin(await source.start(job))
+        return before
+
+    async def until_stable(self) -> Verdict:
+        """Windows, until the last three are alike or the duration is over."""
+        plan = self._plan
+        begin_ns = time.monotonic_ns()
+        await self._cut(begin_ns)
+        for number in range(1, int(plan.duration_s / plan.window_s + 1e-6) + 1):
+            await self._pause_until(begin_ns + int(number * plan.window_s * 1e9))
+            await self._cut(time.monotonic_ns())
+            if self._stop.is_set():
+                return Verdict(False, "interrupted")
+            self._on_window(number, self._figures[-1])
+            ruling = self._verdict()
+            if ruling.stable:
+                break
+        return ruling
+
+    async def to_the_end(self) -> Verdict:
+        """All of the load, watched window by window."""
+        begin_ns = self._tally.begin_ns
+        await self._cut(begin_ns)
+        finish: asyncio.Future[object] = asyncio.ensure_future(self._plan.source.finish())
+        try:
+            while not finish.done() and not self._stop.is_set():
+                number = len(self._figures) + 1
+                await self._pass_window(begin_ns + int(number * self._plan.window_s * 1e9), finish)
+                await self._cut(time.monotonic_ns())
+                self._on_window(number, self._figures[-1])
+            if finish.done():
+                finish.result()
+        finally:
+            finish.cancel()
+            await asyncio.gather(finish, return_exceptions=True)
+        if self._stop.is_set() and not self._tally.finished:
+            return Verdict(False, "interrupted")
+        self._tally.close_span(self._plan.window_s)
+        growing = overload(self._flows[:-1]) if self._open else ""  # the last window is cut short, or sees no sends
+        return Verdict(not growing, growing)
+
+    async def _pass_window(self, until_ns: int, finish: "asyncio.Future[object]") -> None:
+        """Wait until the window, or the load, is over, and tell how far it has come."""
+        on_progress, work = self._plan.on_progress, self._plan.job.work
+        while not self._stop.is_set() and not finish.done() and (now_ns := time.monotonic_ns()) < until_ns:
+            step_ns = until_ns if on_progress is None else min(until_ns, now_ns + int(PROGRESS_S * 1e9))
+            await self._pause_until(step_ns, finish)
+            if on_progress is not None:
+                self._tally.add(await self._plan.source.cut())
+                done = self._tally.ended_clients if isinstance(work, ClientsJob) else self._tally.ended
+                on_progress(done, work.total)
+
+    async def _cut(self, border_ns: int) -> None:
+        """End a window here (or begin the first), and look at it."""
+        self._tally.add(await self._plan.source.cut())
+        mark = self._tally.mark(border_ns)
+        if len(self._tally.marks) < 2:
+            return
+        last = self._tally.marks[-2]
+        length_s = (mark.time_ns - last.time_ns) / 1e9
+        latency_us = self._tally.last_latency_us()
+        self._figures.append(window_figures(latency_us, length_s, self._plan.percentile))
+        if self._open:
+            cores = (mark.cpu_ns - last.cpu_ns) / 1e9 / length_s / self._plan.source.processes
+            mean_us = float(latency_us.mean()) if latency_us.size else float("nan")
+            ended = mark.ended - last.ended
+            self._flows.append(Flow(length_s, mark.due - last.due, ended, mark.due - mark.ended, mean_us, cores))
+
+    def _verdict(self) -> Verdict:
+        growing = overload(self._flows)
+        return Verdict(False, growing) if growing else verdict(self._figures)
+
+    async def _pause_until(self, time_ns: int, *events: "asyncio.Future[object]") -> None:
+        """Wait, but not beyond `stop`, nor the first of `events`, nor the death of a process of load."""
+        stopped: asyncio.Future[object] = asyncio.ensure_future(self._stop.wait())
+        timeout_s = max(0.0, (time_ns - time.monotonic_ns()) / 1e9)
+        await asyncio.wait(
+            {stopped, *events, *self._plan.source.deaths}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        stopped.cancel()
+
+    def record(
+        self, asked: Load, ruling: Verdict, server: tuple[ServerCounters | None, ...], samples: Samples | None
+    ) -> LevelRecord:
+        """Everything that was measured."""
+        tally, plan = self._tally, self._plan
+        begin_ns = tally.marks[0].time_ns
+        windows = _windows(tally.marks, begin_ns)
+        work = plan.job.work
+        return LevelRecord(
+            load=asked,
+            models=tuple(traffic.model for traffic in plan.job.traffic),
+            windows=windows,
+            reported=STABLE_WINDOWS if ruling.stable and not plan.to_the_end else len(windows),
+            stable=ruling.stable,
+            reason=ruling.reason,
+            requests=tally.requests(),
+            failures=tally.failures(),
+            server=server,
+            pool=Pool(
+                processes=plan.source.processes,
+                connections=tally.connections,
+                limit=work.max_connections if isinstance(work, OpenJob) else 0,
+                waited=tally.waited,
+                unanswered=tally.marks[-1].due - tally.marks[-1].ended if self._open else 0,
+            ),
+            clients=tally.clients() if isinstance(work, ClientsJob) else None,
+            samples=samples,
+        )
 
 
-async def _pause(seconds: float, stop: asyncio.Event) -> None:
-    """Wait, but not beyond `stop`."""
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        pass
+def _warm_concurrency(work: Work) -> int:
+    if isinstance(work, ClosedJob):
+        return work.concurrency
+    return work.at_once if isinstance(work, ClientsJob) else 1
 
 
-def _mark(load: ClosedLoop) -> _Mark:
-    return _Mark(time.monotonic_ns(), time.process_time_ns(), len(load.ends_ns))
-
-
-def _nanos(values: "array[int]") -> Micros:
-    return np.frombuffer(values, np.int64)
-
-
-def _latencies_us(load: ClosedLoop, first: int, last: int) -> Micros:
-    return (_nanos(load.ends_ns[first:last]) - _nanos(load.starts_ns[first:last]) + 500) // 1000
-
-
-def _since_us(times_ns: Micros, begin_ns: int) -> Micros:
-    """Whole microseconds since the begin, rounded up: what comes after it is never counted as before."""
-    return -((begin_ns - times_ns) // 1000)
-
-
-def _window_records(marks: Sequence[_Mark]) -> tuple[Window, ...]:
-    borders = _since_us(np.array([mark.time_ns for mark in marks], np.int64), marks[0].time_ns).tolist()
+def _windows(marks: Sequence[Mark], begin_ns: int) -> tuple[Window, ...]:
+    borders = (-((begin_ns - np.array([mark.time_ns for mark in marks], np.int64)) // 1000)).tolist()
     return tuple(
-        Window(start, end, (after.cpu_ns - before.cpu_ns) // 1000)
+        Window(start, end, (after.cpu_ns - before.cpu_ns) // 1000, after.due - before.due)
         for (start, end), (before, after) in zip(pairwise(borders), pairwise(marks), strict=True)
     )
-
-
-def _requests(load: ClosedLoop, marks: Sequence[_Mark]) -> Requests:
-    first, last = marks[0].answers, marks[-1].answers
-    ends_us = _since_us(_nanos(load.ends_ns[first:last]), marks[0].time_ns)
-    return Requests(ends_us, _latencies_us(load, first, last))
-
-
-def _failures(load: ClosedLoop, marks: Sequence[_Mark]) -> tuple[Failures, ...]:
-    found = []
-    for kind, failed_ns in load.failed_ns.items():
-        times_ns = _nanos(failed_ns)
-        inside = times_ns[(times_ns > marks[0].time_ns) & (times_ns <= marks[-1].time_ns)]
-        if inside.size:
-            found.append(Failures(kind, load.failure_texts[kind], _since_us(inside, marks[0].time_ns)))
-    return tuple(found)
 
 
 def _difference(before: ServerCounters | None, after: ServerCounters | None) -> ServerCounters | None:

@@ -83,7 +83,7 @@ def _json_tensors(path: Path, config: ModelConfig) -> list[Array]:
     """The model's inputs, in order, from a list of values or from the `inputs` of a v2 request."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise UsageError(f"{path} cannot be read as JSON: {exc}") from exc
     if not isinstance(found, dict):
         spec = _only_input(config, path)

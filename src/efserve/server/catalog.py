@@ -3,7 +3,7 @@
 Holds versions that run and the reasons of those that could not be read. Starts and stops nothing by itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from efserve.errors import NotFound, Unavailable
 from efserve.frontend.service import IndexEntry, Placement
@@ -12,18 +12,39 @@ from efserve.worker.handle import WorkerState
 
 
 class Catalog:
-    """Served versions and broken models; the `Service` of the frontends."""
+    """Served versions and broken models; the `Service` of the frontends.
 
-    def __init__(self) -> None:
+    `names` tells which models the repositories hold at this moment, served or not.
+    """
+
+    def __init__(self, names: Callable[[], Iterable[str]] = tuple) -> None:
+        self._names = names
         self._versions: dict[str, dict[int, ServedVersion]] = {}  # of each model, the latest first
         self._broken: dict[str, str] = {}  # models whose config or files are wrong -> reason
+        self._leaving: dict[tuple[str, str], VersionState] = {}  # versions that are being unloaded, or have been
         self._live = True
         self._started = False
 
-    def add(self, version: ServedVersion) -> None:
-        """A version is going to be served."""
-        versions = {**self._versions.get(version.name, {}), int(version.version): version}
-        self._versions[version.name] = dict(sorted(versions.items(), reverse=True))
+    def versions(self, name: str) -> list[ServedVersion]:
+        """The versions of a model, the latest first; none where there is no such model."""
+        return list(self._versions.get(name, {}).values())
+
+    def replace(self, name: str, versions: Sequence[ServedVersion]) -> list[ServedVersion]:
+        """From now on these versions are the model's, or none; the ones that were so far, for their owner to end."""
+        before = self.versions(name)
+        self._broken.pop(name, None)
+        self._versions.pop(name, None)
+        if versions:
+            ordered = sorted(versions, key=lambda version: int(version.version), reverse=True)
+            self._versions[name] = {int(version.version): version for version in ordered}
+        for version in versions:
+            self._leaving.pop((name, version.version), None)
+        return before
+
+    def set_leaving(self, version: ServedVersion, state: VersionState) -> None:
+        """A version that no request finds any more is UNLOADING, or (UNAVAILABLE) its memory has been given back."""
+        if int(version.version) not in self._versions.get(version.name, {}):
+            self._leaving[version.name, version.version] = state
 
     def add_broken(self, name: str, reason: str) -> None:
         """A model cannot be served, for this reason."""
@@ -48,7 +69,7 @@ class Catalog:
                 raise NotFound(f"Request for unknown model: '{name}' has no available versions")
             raise NotFound(f"Request for unknown model: '{name}' is not found")
         if version:
-            found = versions.get(int(version)) if version.isascii() and version.isdigit() else None
+            found = next((candidate for candidate in versions.values() if candidate.version == version), None)
             if found is None:
                 raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
             if found.state is not VersionState.READY:
@@ -62,10 +83,6 @@ class Catalog:
     def models(self) -> list[ServedVersion]:
         """All versions that are ready."""
         return [version for version in self if version.state is VersionState.READY]
-
-    def is_model_ready(self, name: str, version: str) -> bool:
-        """Whether a worker can take a request for the model now; raises NotFound for unknown ones."""
-        return self.model(name, version).is_ready
 
     def live(self) -> bool:
         """The process answers."""
@@ -85,6 +102,13 @@ class Catalog:
         if not only_ready:
             unavailable = VersionState.UNAVAILABLE.value
             entries.extend(IndexEntry(name, "", unavailable, reason) for name, reason in self._broken.items())
+            names = {*self._names()}
+            for (name, number), state in self._leaving.items():
+                if state is VersionState.UNLOADING:
+                    entries.append(IndexEntry(name, number, state.value))
+                elif name in names:
+                    entries.append(IndexEntry(name, number, state.value, "unloaded"))
+            entries.extend(IndexEntry(name) for name in names - {entry.name for entry in entries})
         return sorted(entries, key=lambda entry: (entry.name, entry.version))
 
     def placements(self) -> list[Placement]:

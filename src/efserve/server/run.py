@@ -9,20 +9,27 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import uvloop
 
-from efserve.devices import available_cores
-from efserve.errors import EfserveError, LoadFailed, UsageError
+from efserve.errors import LoadFailed, UsageError
+from efserve.frontend.admin import Admin, read_token
 from efserve.frontend.http1 import open_http
 from efserve.frontend.port import Port
-from efserve.repository import ModelFolder, read_labels, scan
+from efserve.server.cache import ResponseCache
 from efserve.server.catalog import Catalog
+from efserve.server.control import RepositoryControl, repository_names
+from efserve.server.listeners import listen_also, tls_context
+from efserve.server.logs import LogSettings
 from efserve.server.metrics_port import MetricsPort
 from efserve.server.options import ServeConfig
-from efserve.server.version import ServedVersion, VersionState
+from efserve.server.shared import Shared
+from efserve.server.tracing import Tracer
+from efserve.server.version import VersionState
+from efserve.transport.regions import ClientRegions
 
 log = logging.getLogger(__name__)
 
@@ -63,28 +70,43 @@ def run(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
 
 
 async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
-    found = scan(config.model_repository, config.model)
-    catalog = Catalog()
-    for name, error in found.errors.items():
-        catalog.add_broken(name, str(error))
-    for folder in found.models:
-        _add_versions(catalog, folder, config)
-    http = open_http(catalog, max_request_bytes=config.max_request_bytes, server_name=config.server_name)
-    grpc = _open_grpc(catalog, config)
+    if config.ready_file is not None:
+        _remove(config.ready_file)  # of an earlier run: whoever waits for the file waits for this one
+    catalog = Catalog(partial(repository_names, config))
+    shared = Shared(
+        ClientRegions(allowed=config.allow_client_shm),
+        Tracer(config.trace_file),
+        ResponseCache(config.cache_bytes) if config.cache_bytes else None,
+    )
+    logs = LogSettings()
+    control = RepositoryControl(catalog, config, shared)
+    control.find()
+    admin = Admin(control, read_token(config.admin_token_file), shared.tracer, logs)
+    http = open_http(
+        catalog,
+        max_request_bytes=config.max_request_bytes,
+        server_name=config.server_name,
+        admin=admin,
+        memory=shared.memory,
+    )
+    grpc = _open_grpc(catalog, config, admin, shared.memory)
     ports = [http, grpc] if grpc else [http]
     metrics = MetricsPort(catalog)
+    tls = tls_context(config.tls_cert, config.tls_key)
     stop = _StopSignal()
     with stop.installed(config.exit_with_parent):
+        logs.install()
         try:
-            http_port = await _listen(http.start, config.host, config.http_port, "--http-port")
-            grpc_port = await _listen(grpc.start, config.host, config.grpc_port, "--grpc-port") if grpc else 0
-            starting = asyncio.ensure_future(_start_models(catalog))
+            http_port = await _listen(partial(http.start, tls=tls), config.host, config.http_port, "--http-port")
+            await listen_also(http, config.listen, tls)
+            grpc_port = await _listen_grpc(grpc, config)
+            starting = asyncio.ensure_future(control.start())
             metrics_port = await _listen(metrics.start, config.host, config.metrics_port, "--metrics-port")
             if not await stop.during(starting):
                 return
             host = f"[{config.host}]" if ":" in config.host else config.host
             urls = (
-                f"http://{host}:{http_port}",
+                f"{'https' if tls else 'http'}://{host}:{http_port}",
                 f"{host}:{grpc_port}" if grpc else "",
                 f"http://{host}:{metrics_port}",
             )
@@ -93,40 +115,29 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
             gc.freeze()  # what has been loaded stays: no collection needs to look at it again
             await stop.wait()
         finally:
-            await _shut_down(catalog, ports, metrics, stop, config.drain_s)
+            logs.remove()
+            await _shut_down(catalog, control, ports, metrics, stop, config.drain_s)
 
 
-def _open_grpc(catalog: Catalog, config: ServeConfig) -> Port | None:
+def _open_grpc(catalog: Catalog, config: ServeConfig, admin: Admin, memory: ClientRegions) -> Port | None:
     if not config.grpc:
         return None
     from efserve.frontend.grpc import open_grpc  # here, for it brings gRPC's messages, which not every server needs
 
-    return open_grpc(catalog, max_request_bytes=config.max_request_bytes, server_name=config.server_name)
+    return open_grpc(
+        catalog,
+        max_request_bytes=config.max_request_bytes,
+        server_name=config.server_name,
+        admin=admin,
+        memory=memory,
+    )
 
 
-def _add_versions(catalog: Catalog, folder: ModelFolder, config: ServeConfig) -> None:
-    try:
-        versions = folder.served_versions()
-        if not versions:
-            raise LoadFailed(f"version_policy of '{folder.name}' selects none of its versions {list(folder.versions)}")
-        labels = read_labels(folder.path, folder.config)
-        for number in versions:
-            found = folder.resolve(number, config.engine)
-            catalog.add(ServedVersion(found, labels, config, len(available_cores())))
-    except EfserveError as exc:
-        catalog.add_broken(folder.name, str(exc))
-
-
-async def _start_models(catalog: Catalog) -> None:
-    """Starts every version, as many at a time as there are cores to load on."""
-    places = asyncio.Semaphore(max(2, len(available_cores())))
-
-    async def start(version: ServedVersion) -> None:
-        async with places:
-            await version.start()
-
-    await asyncio.gather(*(start(version) for version in catalog))
-    catalog.set_started()
+async def _listen_grpc(grpc: Port | None, config: ServeConfig) -> int:
+    if grpc is None:
+        return 0
+    tls = tls_context(config.tls_cert, config.tls_key, ("h2",))  # without which gRPC's clients do not connect
+    return await _listen(partial(grpc.start, tls=tls), config.host, config.grpc_port, "--grpc-port")
 
 
 async def _listen(start: Callable[[str, int], Awaitable[int]], host: str, port: int, option: str) -> int:
@@ -169,6 +180,13 @@ def _report(status: ServerStatus, config: ServeConfig, on_ready: Callable[[Serve
         raise LoadFailed(f"model '{failed[0].name}' did not start: {failed[0].reason}")
 
 
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise UsageError(f"--ready-file {path} cannot be replaced: {exc.strerror}") from exc
+
+
 def _write_whole(path: Path, data: bytes) -> None:
     """Whoever waits for the file to appear reads all of it."""
     beside = path.with_name(f".{path.name}.tmp")
@@ -180,7 +198,12 @@ def _write_whole(path: Path, data: bytes) -> None:
 
 
 async def _shut_down(
-    catalog: Catalog, ports: list[Port], metrics: MetricsPort, stop: "_StopSignal", drain_s: float
+    catalog: Catalog,
+    control: RepositoryControl,
+    ports: list[Port],
+    metrics: MetricsPort,
+    stop: "_StopSignal",
+    drain_s: float,
 ) -> None:
     """Stops accepting, lets what is in flight finish, ends the workers; a second signal skips the waiting."""
     catalog.set_stopping()
@@ -190,6 +213,7 @@ async def _shut_down(
     deadline_s = asyncio.get_running_loop().time() + drain_s
 
     async def politely() -> None:
+        await control.stop()
         await asyncio.gather(*(port.drain(drain_s) for port in ports))
         left_s = max(_WORKER_STOP_S, deadline_s - asyncio.get_running_loop().time())
         await asyncio.gather(*(version.stop(left_s) for version in catalog))
@@ -197,6 +221,7 @@ async def _shut_down(
     if not await stop.during(asyncio.ensure_future(politely())):
         for version in catalog:
             version.kill()
+        await control.stop()
         await asyncio.gather(*(version.stop(0) for version in catalog))
     for port in ports:
         port.close()

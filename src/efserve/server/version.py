@@ -11,19 +11,25 @@ from dataclasses import replace
 from enum import Enum
 from functools import partial
 from itertools import count
+from uuid import uuid4
 
+from efserve.config import delay_scheduler
 from efserve.counters import BACKEND, CANCELED, REJECTED, ModelCounters
 from efserve.devices import Partition
-from efserve.errors import Cancelled, LoadFailed, Unavailable
+from efserve.errors import Cancelled, LoadFailed, Unavailable, WorkerDied
 from efserve.inference import BatchTiming, InferRequest, Outcome
 from efserve.model_config import DEFAULT_MAX_BATCH, ModelConfig
 from efserve.repository import ModelVersion
-from efserve.routing import Action, Fail, RestartPolicy, Router, Send
+from efserve.routing import Action, AnswerOrder, Fail, RestartPolicy, Router, Send
+from efserve.server.cache import ResponseCache, request_key
 from efserve.server.options import ServeConfig
+from efserve.server.shared import Shared
 from efserve.worker.handle import Worker, WorkerState
 from efserve.worker.spec import WorkerSpec
 
 log = logging.getLogger(__name__)
+
+_LEAVE_S = 2.0  # for the workers of a retired version, which have nothing to do, to end by themselves
 
 
 class VersionState(Enum):
@@ -47,12 +53,19 @@ class ServedVersion:
     """A model version with its instances. Life: LOADING, READY, then UNAVAILABLE for a reason, or UNLOADING."""
 
     def __init__(
-        self, found: ModelVersion, labels: dict[str, tuple[str, ...]], options: ServeConfig, cores: int
+        self,
+        found: ModelVersion,
+        labels: dict[str, tuple[str, ...]],
+        options: ServeConfig,
+        cores: int,
+        shared: Shared | None = None,
     ) -> None:
         self.name = found.model
         self.version = found.version
         self.engine = found.engine
         self.labels = labels
+        shared = shared or Shared()
+        self.memory = shared.memory
         self.instances = options.instances or found.config.instance_count or 1
         self.threads = options.threads or max(1, cores // self.instances)
         self.config = found.config  # completed when the first instance is ready
@@ -77,6 +90,13 @@ class ServedVersion:
         self._numbers = count()
         self._instance_tasks: list[asyncio.Task[None]] = []
         self._is_timed = False  # the queue has delays or timeouts
+        self._hold_requests = delay_scheduler()
+        self._tracer = shared.tracer
+        self._cache = shared.cache if found.config.response_cache else None
+        self._cache_owner = uuid4().bytes  # what another load of the model answered is not this one's answer
+        self._order: AnswerOrder | None = None  # where the config asks for it
+        self._withdraw = self._withdrawn  # bound once
+        self._idle: asyncio.Event | None = None  # while it retires
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
 
@@ -100,9 +120,32 @@ class ServedVersion:
         self._instance_tasks = [loop.create_task(self._run_instance(future)) for future in started]
         await asyncio.gather(*started)
 
-    async def stop(self, drain_s: float) -> None:
-        """Ends all instances; what waits is refused, what runs gets `drain_s` seconds."""
+    async def retire(self, drain_s: float) -> None:
+        """Answers what it has been given, for `drain_s` seconds at most, and ends; to be given nothing more."""
+        self._idle = asyncio.Event()
+        self._notice_idle()
+        try:
+            async with asyncio.timeout(drain_s):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("model=%s version=%s did not answer all within %.0f s", self.name, self.version, drain_s)
+        await self.stop(_LEAVE_S)
         if self.state is not VersionState.UNAVAILABLE:
+            self._move(VersionState.UNAVAILABLE)
+            self.reason = "unloaded"
+
+    @property
+    def is_idle(self) -> bool:
+        """True when every request has been answered."""
+        return self._router is None or not (self._router.pending or self._router.in_flight)
+
+    def _notice_idle(self) -> None:
+        if self._idle is not None and self.is_idle:
+            self._idle.set()
+
+    async def stop(self, drain_s: float) -> None:
+        """Ends all instances; what waits is refused, what runs gets `drain_s` seconds. May be repeated."""
+        if self.state not in (VersionState.UNLOADING, VersionState.UNAVAILABLE):
             self._move(VersionState.UNLOADING)
         if self._router:
             self._carry_out(self._router.close(Unavailable(f"model '{self.name}' is being unloaded")))
@@ -122,7 +165,36 @@ class ServedVersion:
         if router is None:
             request.done(Unavailable(f"model '{self.name}' version {self.version} is not ready"))
             return
+        if self._cache is not None and self._answer_from_cache(request, self._cache):
+            return
+        request.withdraw = self._withdraw
+        if self._order is not None:
+            self._order.admit(request)
         self._carry_out(router.add(request))
+
+    def _withdrawn(self, request: InferRequest) -> None:
+        if self._router is not None:
+            self._carry_out(self._router.cancel(request))
+
+    def _answer_from_cache(self, request: InferRequest, cache: ResponseCache) -> bool:
+        """Answers the request if it has been answered before; else has its answer kept."""
+        key = request_key(self._cache_owner, request)
+        outputs = cache.get(key)
+        spent_ns = time.monotonic_ns() - request.arrival_ns
+        if outputs is not None:
+            self.counters.cache_hit(spent_ns)
+            request.done(outputs)
+            return True
+        self.counters.cache_miss(spent_ns)
+        answer = request.done
+
+        def keep(outcome: Outcome) -> None:
+            answer(outcome)
+            if isinstance(outcome, tuple):
+                cache.put(key, outcome)
+
+        request.done = keep
+        return False
 
     async def _run_instance(self, started: asyncio.Future[None]) -> None:
         """One instance for as long as the version lives: a worker, and after its death the next."""
@@ -145,6 +217,8 @@ class ServedVersion:
                     "model=%s version=%s worker ended: %s; restart in %.1f s", self.name, self.version, reason, delay_s
                 )
                 await asyncio.sleep(delay_s)
+                if self.state is not VersionState.READY:  # another instance has used up the restarts
+                    return
         finally:
             if not started.done():
                 started.set_result(None)
@@ -179,7 +253,9 @@ class ServedVersion:
     def _enter(self, number: int, config: ModelConfig) -> None:
         if self._router is None:
             self.config = self._overridden(config)
-            self._router = Router(self.config)
+            batching = self.config.dynamic_batching
+            self._order = AnswerOrder() if batching is not None and batching.preserve_ordering else None
+            self._router = Router(self.config, hold_requests=self._hold_requests if batching is not None else 0)
             self._is_timed = self._router.is_timed
             self._move(VersionState.READY)
         self._carry_out(self._router.worker_ready(number, self._spec.slots, time.monotonic_ns()))
@@ -203,9 +279,12 @@ class ServedVersion:
             request.done(outcome)
         if timing is not None:
             self.counters.batch_done(batch, sum([request.rows for request in batch]), timing, now_ns)
+            if self._tracer.is_on:
+                self._tracer.batch_done(self.name, self.version, batch, timing, now_ns)
         else:
             for request in batch:
                 self.counters.failed(BACKEND, now_ns - request.arrival_ns)
+        self._notice_idle()
 
     def _dead(self, number: int, died: asyncio.Future[str], reason: str) -> None:
         if self._router:
@@ -224,8 +303,16 @@ class ServedVersion:
 
     def _answer_failed(self, failure: Fail) -> None:
         waited_ns = time.monotonic_ns() - failure.request.arrival_ns
-        self.counters.failed(CANCELED if isinstance(failure.error, Cancelled) else REJECTED, waited_ns)
+        match failure.error:
+            case Cancelled():
+                reason = CANCELED
+            case WorkerDied():
+                reason = BACKEND
+            case _:
+                reason = REJECTED
+        self.counters.failed(reason, waited_ns)
         failure.request.done(failure.error)
+        self._notice_idle()
 
     def _set_timer(self) -> None:
         assert self._router is not None

@@ -25,8 +25,12 @@ class Area:
     def create(cls) -> "Area":
         """A new area of zeros, without a name anywhere: it ends with the last process that holds it."""
         fd = os.memfd_create("efserve", os.MFD_CLOEXEC)
-        os.ftruncate(fd, FIRST_BYTES)
-        return cls(fd)
+        try:
+            os.ftruncate(fd, FIRST_BYTES)
+            return cls(fd)
+        except OSError:
+            os.close(fd)
+            raise
 
     def __repr__(self) -> str:
         return f"<Area fd={self._fd} bytes={len(self.map)}>"

@@ -11,16 +11,19 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 
 from efserve.engines import base
 from efserve.errors import EfserveError, LoadFailed
+from efserve.foreign import foreign
 from efserve.partitions import cpu
 from efserve.transport import messages
 from efserve.transport.arena import Area
 from efserve.transport.channel import Channel
 from efserve.worker.execution import Executor, describe
 from efserve.worker.spec import WorkerFacts, WorkerSpec
+from efserve.worker.warmup import sample_tensors
 
 _PR_SET_PDEATHSIG = 1
 
@@ -80,7 +83,8 @@ def _load(
         force_max_batch=spec.force_max_batch,
         spin=spec.spin,
     )
-    engine = base.load(spec.engine, source)
+    with _reporting(spec):
+        engine = base.load(spec.engine, source)
     for kind, specs in (("inputs", engine.config.inputs), ("outputs", engine.config.outputs)):
         if not messages.layout_fits(specs):
             raise LoadFailed(f"the model has {len(specs)} {kind}, more than a batch message can describe")
@@ -88,6 +92,8 @@ def _load(
     executor = Executor(engine, inputs, outputs)
     if spec.warmup:
         executor.warm_up()
+    for sample in engine.config.warmup:
+        executor.run_sample(sample_tensors(engine.config, sample, spec.folder.parent), sample.count)
     facts = WorkerFacts(
         config=engine.config,
         pid=os.getpid(),
@@ -97,6 +103,13 @@ def _load(
         engine_version=engine.version,
     )
     return engine, executor, facts
+
+
+def _reporting(spec: WorkerSpec) -> AbstractContextManager[None]:
+    """Makes one sentence of what a library raises about a file; a model in Python is due its whole traceback."""
+    if spec.engine == "python":
+        return nullcontext()
+    return foreign(f"the model in {spec.folder} cannot be loaded", LoadFailed)
 
 
 def _die_with(parent_pid: int) -> None:

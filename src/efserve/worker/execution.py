@@ -12,7 +12,7 @@ import numpy as np
 
 from efserve.engines.base import Engine
 from efserve.errors import EfserveError, InferenceFailed
-from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec, byte_size, to_array, to_wire
+from efserve.tensors import ABSENT, ABSENT_DIM, NUMPY_DTYPES, Array, Shape, TensorSpec, byte_size, to_array, to_wire
 from efserve.transport import messages
 from efserve.transport.arena import Area
 from efserve.transport.messages import Piece
@@ -73,6 +73,16 @@ class Executor:
                         raise
                     return
 
+    def run_sample(self, tensors: Sequence[tuple[Shape, bytes]], count: int) -> None:
+        """Run one batch of these tensors, in the order of the inputs, `count` times; raises what the engine raises."""
+        area = self._inputs[0]
+        pieces = messages.place([(len(data), shape) for shape, data in tensors])
+        area.reserve(messages.end_of(pieces))
+        for (_, data), piece in zip(tensors, pieces, strict=True):
+            area.map[piece.offset : piece.end] = data
+        for _ in range(count):
+            self._run(messages.run(0, pieces))
+
     def _run(self, message: bytes) -> bytes:
         start_ns = monotonic_ns()
         batch = self._known.get(message) or self._understand(message)
@@ -113,7 +123,9 @@ class Executor:
         inputs: list[Array] = []
         strings = []
         for index, (spec, piece) in enumerate(zip(self._config.inputs, pieces, strict=True)):
-            if spec.datatype == "BYTES":
+            if piece.shape[-1:] == (ABSENT_DIM,):
+                inputs.append(ABSENT)
+            elif spec.datatype == "BYTES":
                 strings.append((index, piece))
                 inputs.append(np.empty(0, np.object_))
             else:

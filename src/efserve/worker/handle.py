@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from enum import Enum
 from time import monotonic
@@ -74,6 +75,7 @@ class Worker:
         self._failure = ""  # why it could not start, where it said so
         self._cause = ""  # why we killed it
         self._process: ChildProcess | None = None
+        self._owned: list[Channel | Area] = []  # until the process has ended
 
     def __repr__(self) -> str:
         return f"<Worker {self._name} {self.spec.engine} {self.state.value} pid={self.pid}>"
@@ -169,30 +171,33 @@ class Worker:
 
     def _spawn(self) -> ChildProcess:
         self._start_s = monotonic()
-        self._channel, theirs = Channel.pair()
-        self._inputs = [Area.create() for _ in range(self.spec.slots)]
-        self._outputs = [Area.create() for _ in range(self.spec.slots)]
-        pairs = zip(self._inputs, self._outputs, strict=True)
-        request = Area.create()
-        request.put(messages.to_json(self.spec))
-        fds = [theirs.fileno(), request.fileno(), *[area.fileno() for pair in pairs for area in pair]]
         try:
-            self._process = ChildProcess(
-                self._loop,
-                ["efserve.worker", self._name, str(os.getpid()), *map(str, fds)],
-                fds=fds,
-                environment=cpu.environment(self.spec.partition, spin=self.spec.spin),
-                on_exit=self._exited,
-            )
+            self._channel, theirs = Channel.pair()
+            self._owned.append(self._channel)
+            with closing(theirs), closing(Area.create()) as request:
+                request.put(messages.to_json(self.spec))
+                self._inputs = [self._area() for _ in range(self.spec.slots)]
+                self._outputs = [self._area() for _ in range(self.spec.slots)]
+                pairs = zip(self._inputs, self._outputs, strict=True)
+                fds = [theirs.fileno(), request.fileno(), *[area.fileno() for pair in pairs for area in pair]]
+                self._process = ChildProcess(
+                    self._loop,
+                    ["efserve.worker", self._name, str(os.getpid()), *map(str, fds)],
+                    fds=fds,
+                    environment=cpu.environment(self.spec.partition, spin=self.spec.spin),
+                    on_exit=self._exited,
+                )
         except OSError as error:
             self._let_go()
             self._move(WorkerState.DEAD)
             raise LoadFailed(f"cannot start a worker process: {error}") from error
-        finally:
-            theirs.close()
-            request.close()
         self._loop.add_reader(self._channel.fileno(), self._receive)
         return self._process
+
+    def _area(self) -> Area:
+        area = Area.create()
+        self._owned.append(area)
+        return area
 
     def _receive(self) -> None:
         message = self._channel.receive()
@@ -263,8 +268,8 @@ class Worker:
         return f"{reason}; its last lines of output:\n{tail}" if tail else reason
 
     def _let_go(self) -> None:
-        with contextlib.suppress(ValueError):
+        if self._owned:
             self._loop.remove_reader(self._channel.fileno())
-        self._channel.close()
-        for area in (*self._inputs, *self._outputs):
-            area.close()
+        for resource in self._owned:
+            resource.close()
+        self._owned.clear()

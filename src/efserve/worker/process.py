@@ -56,7 +56,13 @@ class ChildProcess:
         finally:
             os.close(child_stderr)
         self.pid = self._process.pid
-        self._pidfd = os.pidfd_open(self.pid)
+        try:
+            self._pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            self._process.kill()
+            self._process.wait()
+            os.close(self._stderr)
+            raise
         loop.add_reader(self._stderr, self._drain)
         loop.add_reader(self._pidfd, self._reap)
 

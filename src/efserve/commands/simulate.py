@@ -1,0 +1,146 @@
+"""`efserve simulate`: options -> SimulateConfig -> run -> tables."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from efserve.simulator.job import SimulateConfig
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from efserve.simulator.events import Outcomes
+    from efserve.simulator.job import Limit
+
+
+@click.command()
+@click.argument("plans", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--profiles",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("profiled_data"),
+    show_default="./profiled_data",
+    help="Folder of the profiles that the plans were made from.",
+)
+@click.option(
+    "--requests", type=click.IntRange(1), default=100_000, show_default=True, help="Requests of all models together."
+)
+@click.option(
+    "--arrivals",
+    type=click.Choice(["constant", "poisson", "gamma"]),
+    default="poisson",
+    show_default=True,
+    help="How requests come at the planned rates.",
+)
+@click.option(
+    "--cv",
+    type=click.FloatRange(0, min_open=True),
+    default=2.0,
+    show_default=True,
+    help="Coefficient of variation of the gaps of gamma arrivals; more is burstier.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Take the arrivals from a file: a line of SECONDS,MODEL per request.",
+)
+@click.option(
+    "--factor",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Let requests come so many times as fast as planned, or as in the trace.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same result.")
+@click.option("--sweep", is_flag=True, help="Find the highest rates that each plan holds for 99 % of the requests.")
+@click.option("--json", is_flag=True, help="Print the result as JSON on stdout; the tables go to stderr.")
+def command(**options: Any) -> None:
+    """Run plans on simulated devices and tell how many requests keep their SLO.
+
+    The router and batch queues are those of the server; latencies are drawn from the profiles. With several PLANS and
+    --sweep, compares plans by the highest load that they hold.
+    """
+    from efserve.console import err, out
+    from efserve.errors import UsageError
+    from efserve.simulator.events import Outcomes
+    from efserve.simulator.job import run
+
+    config = SimulateConfig(**options)
+    if config.sweep and config.trace:
+        raise UsageError("--sweep makes its own arrivals: give --trace or --sweep, not both")
+    results = run(config)
+    console = err() if config.json else out()
+    for result in results:
+        if isinstance(result, Outcomes):
+            _print_outcomes(console, result)
+    if limits := [result for result in results if not isinstance(result, Outcomes)]:
+        console.print(_limits_table(limits))
+    if config.json:
+        import msgspec
+
+        click.echo(msgspec.json.format(msgspec.json.encode(results), indent=2))
+
+
+def _print_outcomes(console: "Console", result: "Outcomes") -> None:
+    """A table of models, one of partitions, and the sentence for the whole."""
+    console.print(_models_table(result))
+    console.print()
+    console.print(_partitions_table(result))
+    requests = sum(model.requests for model in result.models)
+    console.print(f"\n{100 * result.within_slo:.2f} % of {requests:,} requests kept their SLO.", markup=False)
+    verdict = "The plan holds" if result.holds else "The plan does not hold"
+    console.print(f"{verdict} these arrivals: 99 % of each model's requests are wanted.\n", markup=False)
+
+
+def _models_table(result: "Outcomes") -> "Table":
+    table = _table(
+        f"Simulated: {result.policy}", ("model", "requests", "in SLO %", "good/s", "p50 ms", "p99 ms", "queue")
+    )
+    for model in result.models:
+        within_pct = 100 * model.within_slo / model.requests if model.requests else 100.0
+        table.add_row(
+            model.model,
+            f"{model.requests:,}",
+            f"{within_pct:.2f}",
+            f"{model.goodput_per_s:,.1f}",
+            f"{model.p50_ms:.4g}",
+            f"{model.p99_ms:.4g}",
+            f"{model.max_queued:,}",
+        )
+    return table
+
+
+def _partitions_table(result: "Outcomes") -> "Table":
+    table = _table("Partitions", ("device", "share %", "busy %", "batches", "rows", "models"))
+    for partition in result.partitions:
+        table.add_row(
+            partition.device,
+            f"{partition.share_pct:.3g}",
+            f"{100 * partition.utilization:.0f}",
+            f"{partition.batches:,}",
+            f"{partition.mean_batch:.1f}",
+            " ".join(partition.models),
+        )
+    return table
+
+
+def _limits_table(limits: Sequence["Limit"]) -> "Table":
+    table = _table("Highest load with 99 % within the SLO of each model", ("plan", "policy", "times planned", "req/s"))
+    for limit in limits:
+        table.add_row(limit.plan, limit.policy, f"{limit.factor:.2f}", f"{limit.rate_per_s:,.1f}")
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> "Table":
+    """A plain table whose words are on the left and whose numbers are on the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        is_word = column in ("model", "models", "device", "plan", "policy")
+        table.add_column(column, justify="left" if is_word else "right", overflow="fold" if is_word else "ellipsis")
+    return table

@@ -1,0 +1,1 @@
+"""Looking at models without serving them: those of a running server, and those of a repository before it is served."""

@@ -1,0 +1,100 @@
+"""Validates a model repository without serving it: each version is loaded once, in a worker as a server has it."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from efserve.devices import Partition, available_cores
+from efserve.errors import EfserveError, LoadFailed
+from efserve.inspection.explain import Field, Place, fields, surprises
+from efserve.model_config import DEFAULT_MAX_BATCH
+from efserve.repository import ModelFolder, read_labels, scan
+from efserve.worker.handle import Worker
+from efserve.worker.spec import WorkerSpec
+
+_STOP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class CheckJob:
+    """What to check, and as what server; None and "" mean: as the model's own config or this machine says."""
+
+    model_repository: tuple[Path, ...] = (Path("model_dir"),)
+    model: tuple[str, ...] = ()
+    engine: str = ""
+    instances: int | None = None
+    threads: int | None = None
+    load_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What came out for one version; `error` is empty when it can be served."""
+
+    model: str
+    version: str = ""
+    error: str = ""
+    fields: tuple[Field, ...] = ()
+    surprises: tuple[str, ...] = ()
+    load_s: float = 0.0  # engine and file
+    warmup_s: float = 0.0
+    rss_bytes: int = 0  # of one worker
+
+
+async def check(job: CheckJob) -> list[Checked]:
+    """Every version that would be served, one after the other; errors as `scan` raises them."""
+    found = scan(job.model_repository, job.model)
+    results = [Checked(name, error=str(error)) for name, error in found.errors.items()]
+    for folder in found.models:
+        results.extend([await _check_version(job, folder, number) for number in _versions(folder)])
+        if not folder.served_versions():
+            selected = f"version_policy selects none of the versions {list(folder.versions)}"
+            results.append(Checked(folder.name, error=selected))
+    return sorted(results, key=lambda result: (result.model, result.version))
+
+
+def _versions(folder: ModelFolder) -> Iterable[int]:
+    return reversed(folder.served_versions())
+
+
+async def _check_version(job: CheckJob, folder: ModelFolder, number: int) -> Checked:
+    cores = len(available_cores())
+    instances = job.instances or folder.config.instance_count or 1
+    place = Place(instances, job.threads or max(1, cores // instances), cores)
+    try:
+        read_labels(folder.path, folder.config)
+        version = folder.resolve(number, job.engine)
+        spec = WorkerSpec(
+            config=version.config,
+            version=version.version,
+            folder=version.folder,
+            engine=version.engine,
+            partition=Partition(threads=place.threads),
+            max_batch=DEFAULT_MAX_BATCH,
+        )
+        return await _load(spec, folder, place, job.load_timeout_s)
+    except EfserveError as exc:
+        return Checked(folder.name, str(number), error=str(exc))
+
+
+async def _load(spec: WorkerSpec, folder: ModelFolder, place: Place, deadline_s: float) -> Checked:
+    worker = Worker(spec, on_done=lambda *_: None, on_death=lambda *_: None)
+    try:
+        facts = await worker.start(deadline_s)
+        rss_bytes = worker.rss_bytes()
+    except asyncio.CancelledError as exc:
+        raise LoadFailed("the check was interrupted") from exc
+    finally:
+        await worker.stop(_STOP_S)
+    served = replace(facts.config, engine=spec.engine)
+    has_file = (folder.path / "config.pbtxt").is_file()
+    return Checked(
+        model=folder.name,
+        version=spec.version,
+        fields=tuple(fields(spec.config, served, place, has_file=has_file)),
+        surprises=tuple(surprises(served, place)),
+        load_s=facts.load_s,
+        warmup_s=facts.warmup_s,
+        rss_bytes=rss_bytes,
+    )

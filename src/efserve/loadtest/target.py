@@ -1,0 +1,116 @@
+"""What a benchmark sends and to whom: the server found, its models, the prepared requests of each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from efserve.client.http import prepare
+from efserve.client.infer import InferBody, infer_body
+from efserve.client.v2 import ModelInfo, ServerInfo, V2Client
+from efserve.errors import MeasurementFailed, RemoteError, UsageError
+from efserve.loadtest.config import BenchConfig
+from efserve.loadtest.datafile import from_file
+from efserve.loadtest.images import from_folder
+from efserve.loadtest.inputs import generated, parse_shapes, sample_dims
+from efserve.loadtest.job import Traffic
+from efserve.records import LoadedModel, ServerCounters, Target
+from efserve.tensors import Array
+
+
+@dataclass(frozen=True, slots=True)
+class TargetModel:
+    """A model of the server, found and tried with one request."""
+
+    client: V2Client
+    info: ModelInfo
+    bodies: tuple[InferBody, ...]
+    traffic: Traffic
+    inputs: tuple[str, ...]  # "name DATATYPE [shape of one request]"
+
+    async def counters(self) -> ServerCounters | None:
+        """The server's own statistics of the model; None where there are none."""
+        try:
+            return await self.client.counters(self.info)
+        except RemoteError:  # the level's own records tell what is wrong with the server
+            return None
+
+    async def invalid(self, number: int) -> str:
+        """What is wrong with a whole answer, read in full before each level; empty when it is right."""
+        try:
+            await self.client.infer(self.info, self.bodies[number % len(self.bodies)])
+        except RemoteError as exc:
+            return str(exc)
+        return ""
+
+
+async def find_model(
+    config: BenchConfig, client: V2Client, server: ServerInfo, unready: Mapping[str, str], goals_ms: Mapping[str, float]
+) -> TargetModel:
+    """The model that `config` names, its requests made, and one of them answered rightly.
+
+    `unready`: models that did not start, and why; `goals_ms`: of latency by model, "" for any other.
+    Raises UsageError, MeasurementFailed and RemoteError.
+    """
+    if config.model in unready:
+        raise MeasurementFailed(f"model '{config.model}' did not start: {unready[config.model]}")
+    info = await client.model(config.model or await _default_model(client, unready), config.model_version)
+    arrays = _requests(config, info)
+    binary = server.binary if config.tensor_format == "auto" else config.tensor_format == "binary"
+    bodies = tuple(infer_body(info.inputs, single, binary) for single in arrays)
+    answer = await client.infer(info, bodies[0])
+    skip = 1 if info.batches else 0
+    fixed = all(spec.datatype != "BYTES" and min(spec.dims[skip:], default=0) >= 0 for spec in info.outputs)
+    path = info.path + "/infer"
+    return TargetModel(
+        client=client,
+        info=info,
+        bodies=bodies,
+        traffic=Traffic(
+            model=LoadedModel(info.name, info.version, config.batch, goals_ms.get(info.name, goals_ms.get("", 0.0))),
+            requests=tuple(prepare(client.http.endpoint, "POST", path, body.data, body.headers) for body in bodies),
+            payload_bytes=answer.payload_bytes if fixed and answer.payload_bytes >= 0 else None,
+        ),
+        inputs=tuple(
+            f"{spec.name} {spec.datatype} {list(array.shape)}"
+            for spec, array in zip(info.inputs, arrays[0], strict=True)
+        ),
+    )
+
+
+async def _default_model(client: V2Client, unready: Mapping[str, str]) -> str:
+    names = await client.ready_models()
+    if names is None:
+        raise UsageError(f"{client.http.endpoint.url} does not list its models: name one with --model")
+    if not names:
+        reasons = "".join(f"; {name}: {reason}" for name, reason in unready.items())
+        raise MeasurementFailed(f"{client.http.endpoint.url} has no model that is ready{reasons}")
+    return names[0]
+
+
+def _requests(config: BenchConfig, model: ModelInfo) -> list[tuple[Array, ...]]:
+    shapes = parse_shapes(config.shape)
+    if config.input not in ("random", "zero"):
+        read = from_folder if Path(config.input).is_dir() else from_file
+        return read(Path(config.input), model, config.batch, shapes)
+    seed = config.seed if config.input == "random" else None
+    return generated(model, sample_dims(model, config.batch, shapes), config.batch, seed, config.string_length)
+
+
+def described(client: V2Client, server: ServerInfo, models: Sequence[TargetModel], *, embedded: bool) -> Target:
+    """The server and the models, as a result file tells them; platform and config are those of the first."""
+    first = models[0]
+    inputs = first.inputs
+    if len(models) > 1:
+        inputs = tuple(f"{model.info.name}: {text}" for model in models for text in model.inputs)
+    return Target(
+        url=client.http.endpoint.url,
+        embedded=embedded,
+        server_name=server.name,
+        server_version=server.version,
+        model=", ".join(model.info.name for model in models),
+        model_version=first.info.version,
+        platform=first.info.platform,
+        inputs=inputs,
+        binary=first.bodies[0].json_bytes >= 0,
+        config=first.info.config,
+    )

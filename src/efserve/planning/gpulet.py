@@ -1,0 +1,92 @@
+"""Policy `gpulet`: elastic partitioning (gpu-lets, ATC'22) without a limit of two partitions per device.
+
+Each model takes partitions at the knee of throughput over share while its rate exceeds one, then the smallest share for
+the rest. What finds no room shares a partition in time with another rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from efserve.planning.packing import Shelf, assemble, best_fit
+from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall
+from efserve.planning.recipes import Recipe, Turns, choices, knee, total_units
+
+MOST_PARTNERS = 64  # with which a rest tries to share a partition
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """What models want that does not fill a partition: a recipe, and the rates that it must carry."""
+
+    recipe: Recipe
+    guests: tuple[tuple[Demand, float], ...]
+
+
+def plan(problem: Problem) -> Plan:
+    """The packing with the fewest devices, over knees that are not below a smallest share. Raises NoPlan."""
+    return assemble(problem, "gpulet", shelves(problem))
+
+
+def shelves(problem: Problem) -> list[Shelf]:
+    """The devices of that plan."""
+    wanted = choices(problem)
+    best: list[Shelf] | None = None
+    left: list[Recipe] = []
+    for least in sorted({recipe.units for _, recipes in wanted for recipe in recipes}):
+        packed, rest = _pack(problem, wanted, least)
+        if not rest and (best is None or len(packed) < len(best)):
+            best = packed
+        left = rest if not left or (rest and total_units(rest) < total_units(left)) else left
+    if best is None:
+        models = sorted({part.model for recipe in left for part in recipe.parts})
+        raise NoPlan([Shortfall(model, f"{len(problem.devices)} devices have no room left") for model in models])
+    return best
+
+
+def _pack(
+    problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]], least: int
+) -> tuple[list[Shelf], list[Recipe]]:
+    full: list[Recipe] = []
+    rests: list[_Rest] = []
+    for demand, recipes in wanted:
+        allowed = [recipe for recipe in recipes if recipe.units >= least] or recipes[-1:]
+        full_one = knee(allowed)
+        rate = problem.wanted_per_s(demand)
+        count = int(rate / full_one.capacity_per_s)
+        full += [full_one] * count
+        rate -= count * full_one.capacity_per_s
+        if rate > 1e-9 * full_one.capacity_per_s:
+            smallest = next(recipe for recipe in recipes if recipe.capacity_per_s >= rate)
+            rests.append(_Rest(smallest, ((demand, rate),)))
+    count = len(problem.devices)
+    shelves, left = best_fit(problem, [*full, *(rest.recipe for rest in rests)], count)
+    turns = Turns(problem) if left else None
+    while left and turns is not None:
+        merged = _merge(problem, turns, rests, left)
+        if merged is None:
+            break
+        rests = merged
+        shelves, left = best_fit(problem, [*full, *(rest.recipe for rest in rests)], count)
+    return shelves, left
+
+
+def _merge(problem: Problem, turns: Turns, rests: Sequence[_Rest], left: Sequence[Recipe]) -> list[_Rest] | None:
+    """A rest that found no room joined with the other with which it saves most; None when none can share."""
+    homeless = [at for at, rest in enumerate(rests) if any(rest.recipe is recipe for recipe in left)]
+    for first in homeless:
+        lonely = rests[first]
+        others = sorted((at for at in range(len(rests)) if at != first), key=lambda at: rests[at].recipe.units)
+        best: tuple[int, int, _Rest] | None = None
+        for second in others[:MOST_PARTNERS]:
+            guests = (*lonely.guests, *rests[second].guests)
+            if len(guests) > MAX_TENANTS:
+                continue
+            together = lonely.recipe.units + rests[second].recipe.units
+            # Where partitions are counted, one less is worth something even if it saves no share.
+            recipe = turns.smallest(guests, together if problem.max_partitions else together - 1)
+            if recipe is not None and (best is None or together - recipe.units > best[0]):
+                best = (together - recipe.units, second, _Rest(recipe, guests))
+        if best is not None:
+            _, second, joined = best
+            return [rest for at, rest in enumerate(rests) if at not in (first, second)] + [joined]
+    return None

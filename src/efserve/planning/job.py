@@ -1,0 +1,77 @@
+"""`efserve plan` as one call: options to a plan that the checker has passed, or to a verdict on a plan's file."""
+
+from dataclasses import dataclass
+
+from efserve.errors import ServerError, UsageError
+from efserve.planning.check import check
+from efserve.planning.interference import Interference, read_interference, slowed
+from efserve.planning.options import PlanConfig
+from efserve.planning.plan import Capacity, Demand, Device, Plan, Problem, plan_json, read_plan
+from efserve.planning.policies import make_plan
+from efserve.planning.tables import kinds, read_capacities
+from efserve.planning.workload import merged, read_workload
+
+
+@dataclass(frozen=True, slots=True)
+class PlanResult:
+    """A plan and what the checker says about it."""
+
+    plan: Plan
+    wrong: tuple[str, ...]
+    interference: Interference | None = None
+
+
+def run(config: PlanConfig) -> PlanResult:
+    """Makes a plan, or checks one. Raises NoPlan where the demands cannot be met, UsageError where none are given."""
+    interference = read_interference(config.interference) if config.interference else None
+    if config.check:
+        plan = read_plan(config.check)
+        kind = plan.devices[0].kind if plan.devices else ""
+        wrong = check(plan, read_capacities(config.profiles, kind), interference)
+        return PlanResult(plan, tuple(wrong), interference)
+    return _planned(config, interference)
+
+
+def _planned(config: PlanConfig, interference: Interference | None) -> PlanResult:
+    count, kind = config.devices
+    kind = kind or _only_kind(config)
+    capacities = read_capacities(config.profiles, kind)
+    problem = Problem(
+        demands=_demands(config, capacities),
+        capacities=slowed(capacities, interference) if interference else capacities,
+        devices=tuple(Device(f"{kind}-{at}", kind, config.memory_mb) for at in range(count)),
+        max_partitions=config.max_partitions,
+        headroom_pct=config.headroom_pct,
+        objective=config.objective,
+        budget_s=config.budget_s,
+        arrivals=config.arrivals,
+    )
+    plan = make_plan(problem, config.policy)
+    wrong = check(plan, capacities, interference)
+    if wrong:  # a fault of the policy: its plan is neither shown nor written
+        raise ServerError(f"the plan of policy {config.policy} does not hold: {'; '.join(wrong)}")
+    if config.output:
+        config.output.write_bytes(plan_json(plan))
+    return PlanResult(plan, (), interference)
+
+
+def _demands(config: PlanConfig, capacities: tuple[Capacity, ...]) -> tuple[Demand, ...]:
+    rates, slos = dict(config.rate), dict(config.slo)
+    if unpaired := sorted(rates.keys() ^ slos.keys()):
+        given = ", ".join(unpaired)
+        raise UsageError(f"{given}: give both --rate MODEL=REQUESTS_PER_S and --slo MODEL=MS for each model")
+    demands = [Demand(model, rate, slos[model]) for model, rate in rates.items()]
+    if config.workload:
+        demands += read_workload(config.workload, capacities)
+    if not demands:
+        models = ", ".join(sorted({capacity.model for capacity in capacities}))
+        raise UsageError(f"nothing to plan: give --rate and --slo, or --workload; profiled models: {models}")
+    return merged(demands)
+
+
+def _only_kind(config: PlanConfig) -> str:
+    known = kinds(config.profiles)
+    if len(known) != 1:
+        there = ", ".join(known) or f"none in {config.profiles}; `efserve profile --grid` makes them"
+        raise UsageError(f"which kind of device? Give --devices COUNTxNAME, where profiles are of: {there}")
+    return known[0]

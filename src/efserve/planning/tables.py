@@ -1,0 +1,44 @@
+"""Capacity tables from the profiles of one kind of device."""
+
+from pathlib import Path
+
+from efserve.errors import UsageError
+from efserve.planning.plan import Capacity, Point
+from efserve.profiles import ProfileRow, read_profile
+
+
+def kinds(root: Path) -> list[str]:
+    """The kinds of device of which profiles lie below `root`, in the order of their names."""
+    return sorted({path.parent.name for path in root.glob("*/*.csv")})
+
+
+def read_capacities(root: Path, kind: str) -> tuple[Capacity, ...]:
+    """What every profiled model can do on a kind of device. Raises UsageError where no profile of it is there."""
+    paths = sorted((root / kind).glob("*.csv"))
+    if not paths:
+        there = ", ".join(kinds(root)) or "none"
+        raise UsageError(f"no profiles of {kind!r} in {root}; there: {there}; `efserve profile --grid` makes them")
+    profiles = [read_profile(path) for path in paths]
+    return tuple(
+        Capacity(profile.facts.model, profile.facts.engine, tuple(_point(row) for row in profile.rows))
+        for profile in profiles
+    )
+
+
+def _point(row: ProfileRow) -> Point:
+    """A row for planning: the latency is that which 99 of 100 batches keep, with the way to the worker and back.
+
+    A worker of a plan has one batch at a time, so the way there costs throughput too.
+    """
+    way_ms = max(0.0, row.roundtrip_ms - row.p50_ms)
+    return Point(
+        share_pct=row.share_pct,
+        batch=row.batch,
+        processes=1,
+        throughput_per_s=min(row.throughput_per_s, row.batch / (row.mean_ms + way_ms) * 1000),
+        latency_ms=row.p99_ms + way_ms,
+        memory_mb=row.peak_memory_mb,
+        utilization_pct=row.utilization_pct,
+        mean_ms=row.mean_ms + way_ms,
+        std_ms=row.std_ms,
+    )

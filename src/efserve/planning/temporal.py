@@ -1,0 +1,68 @@
+"""Policy `temporal`: whole devices only, shared in time (squishy bin packing of Nexus, SOSP'19).
+
+A model takes whole devices while its rate fills them. The rests, largest occupancy first, join the fullest device whose
+cycle still has room for them.
+"""
+
+from dataclasses import dataclass
+
+from efserve.planning.packing import Shelf, assemble
+from efserve.planning.plan import Demand, NoPlan, Plan, Problem, Shortfall
+from efserve.planning.recipes import UNITS, Recipe, Turns, choices
+
+
+@dataclass(slots=True)
+class _Node:
+    """A device that is shared in time."""
+
+    recipe: Recipe
+    guests: list[tuple[Demand, float]]
+
+    @property
+    def occupancy(self) -> float:
+        """The fullest model's part of its capacity."""
+        parts = zip(self.guests, self.recipe.parts, strict=True)
+        return max(rate / part.capacity_per_s for (_, rate), part in parts)
+
+
+def plan(problem: Problem) -> Plan:
+    """Raises NoPlan where a model is too slow on a whole device or the devices are too few."""
+    return assemble(problem, "temporal", shelves(problem))
+
+
+def shelves(problem: Problem) -> list[Shelf]:
+    """The devices of that plan."""
+    turns = Turns(problem)
+    full: list[Recipe] = []
+    rests: list[tuple[float, Demand, float, Recipe]] = []
+    for demand, recipes in choices(problem):
+        recipe = recipes[-1]
+        rate = problem.wanted_per_s(demand)
+        count = int(rate / recipe.capacity_per_s)
+        full += [recipe] * count
+        rate -= count * recipe.capacity_per_s
+        if rate > 1e-9 * recipe.capacity_per_s:
+            rests.append((rate / recipe.capacity_per_s, demand, rate, recipe))
+    nodes: list[_Node] = []
+    for _, demand, rate, recipe in sorted(rests, key=lambda rest: -rest[0]):
+        for node in sorted(nodes, key=lambda node: -node.occupancy):
+            joined = turns.recipe(UNITS, [*node.guests, (demand, rate)])
+            if joined is not None:
+                node.recipe = joined
+                node.guests.append((demand, rate))
+                break
+        else:
+            nodes.append(_Node(recipe, [(demand, rate)]))
+    needed = [*full, *(node.recipe for node in nodes)]
+    if len(needed) > len(problem.devices):
+        late = {part.model: len(needed) for recipe in needed[len(problem.devices) :] for part in recipe.parts}
+        raise NoPlan(
+            [Shortfall(m, f"whole devices: {n} are needed, {len(problem.devices)} are there") for m, n in late.items()]
+        )
+    return [_whole(problem, recipe) for recipe in needed]
+
+
+def _whole(problem: Problem, recipe: Recipe) -> Shelf:
+    shelf = Shelf(problem.memory_mb)
+    shelf.put(recipe)
+    return shelf

@@ -1,0 +1,277 @@
+"""Which models are served: those of the start, and what is loaded, unloaded or polled while the server runs.
+
+A load starts new workers beside the old ones and switches when they are ready; the old ones answer what they have.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from efserve.devices import available_cores
+from efserve.errors import EfserveError, InvalidRequest, LoadFailed, Unavailable, UsageError
+from efserve.frontend.service import LoadOverrides
+from efserve.repository import ModelFolder, fingerprint, model_folders, read_labels, scan
+from efserve.server.catalog import Catalog
+from efserve.server.options import ServeConfig
+from efserve.server.overrides import check_files, read_overridden, write_files
+from efserve.server.shared import Shared
+from efserve.server.version import ServedVersion, VersionState
+
+log = logging.getLogger(__name__)
+
+_NO_OVERRIDES = LoadOverrides()
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A model that is ready to be started."""
+
+    folder: ModelFolder
+    versions: tuple[ServedVersion, ...]
+    place: "TemporaryDirectory[str] | None" = None  # its files, where they came with the request
+
+
+def repository_names(options: ServeConfig) -> list[str]:
+    """Models that the repositories hold now and that may be served; none where they cannot be read."""
+    try:
+        found = model_folders(options.model_repository)
+    except (EfserveError, OSError):
+        return []
+    return [name for name in found if not options.model or name in options.model]
+
+
+class RepositoryControl:
+    """Starts, replaces and ends the versions in a catalog; one change of a model at a time."""
+
+    def __init__(self, catalog: Catalog, options: ServeConfig, shared: Shared) -> None:
+        self._catalog = catalog
+        self._shared = shared
+        self._options = options
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._places: dict[str, TemporaryDirectory[str]] = {}  # of models whose files came with a request
+        self._seen: dict[str, object] = {}  # fingerprints of what was last loaded or tried, in mode poll
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._starts = asyncio.Semaphore(max(2, len(available_cores())))
+
+    # The start
+
+    def find(self) -> None:
+        """Fills the catalog with the models of the start.
+
+        Raises UsageError for options that contradict each other and folders that are none, NotFound for unknown names.
+        """
+        options = self._options
+        explicit = options.model_control_mode == "explicit"
+        if options.load_model and not explicit:
+            raise UsageError("--load-model needs --model-control-mode explicit")
+        if "*" in options.load_model and len(options.load_model) > 1:
+            raise UsageError("--load-model '*' loads every model and goes with no other --load-model")
+        wanted = options.model
+        if explicit and "*" not in options.load_model:
+            if not options.load_model:
+                model_folders(options.model_repository)  # raises for folders that are none
+                return
+            wanted = options.load_model
+        found = scan(options.model_repository, wanted)
+        for name, error in found.errors.items():
+            self._catalog.add_broken(name, str(error))
+        for folder in found.models:
+            try:
+                self._catalog.replace(folder.name, self._versions(folder))
+            except EfserveError as exc:
+                self._catalog.add_broken(folder.name, str(exc))
+
+    async def start(self) -> None:
+        """Starts every version in the catalog, as many at a time as there are cores to load on."""
+        await self._start(list(self._catalog))
+        self._catalog.set_started()
+        if self._options.model_control_mode == "poll":
+            self._seen = await asyncio.to_thread(self._look)
+            self._keep(self._poll_for_ever())
+
+    async def stop(self) -> None:
+        """Ends what is under way; the versions in the catalog are not touched."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for place in self._places.values():
+            place.cleanup()
+
+    # On request
+
+    async def load(self, name: str, overrides: LoadOverrides = _NO_OVERRIDES) -> None:
+        """Serves the model as the repository or the request has it, instead of what was served under its name.
+
+        Returns when the new workers take the requests. Raises LoadFailed or InvalidRequest; then all is as before.
+        """
+        self._check_explicit(name)
+        check_files(overrides.files, has_config=bool(overrides.config_json))
+        await self._finish(self._load(name, overrides))
+
+    async def unload(self, name: str) -> None:
+        """Serves the model no more.
+
+        Returns when its memory has been given back, or at once while requests are still in flight.
+        """
+        self._check_explicit(name)
+        await self._finish(self._unload(name))
+
+    def _check_explicit(self, name: str) -> None:
+        if self._options.model_control_mode != "explicit":
+            raise Unavailable("explicit model load / unload is not allowed if polling is enabled")
+        if not name.strip() or "/" in name or name in (".", "..") or "\0" in name:
+            raise InvalidRequest(f"invalid model name '{name}', model name must not contain path traversal characters")
+
+    async def _load(self, name: str, overrides: LoadOverrides) -> None:
+        async with self._lock(name):
+            try:
+                candidate = await asyncio.to_thread(self._read, name, overrides)
+            except InvalidRequest:
+                raise
+            except EfserveError as exc:
+                raise LoadFailed(f"failed to load '{name}', failed to poll from model repository: {exc}") from exc
+            versions = candidate.versions
+            fresh = not any(version.state is VersionState.READY for version in self._catalog.versions(name))
+            before = self._catalog.replace(name, versions) if fresh else []
+            try:
+                await self._start(versions)
+            except BaseException:
+                await self._end(versions, candidate.place)
+                raise
+            failed = [version for version in versions if version.state is not VersionState.READY]
+            if failed:
+                self._give_up(name, candidate, [*failed] if fresh else [])
+                raise InvalidRequest(_why_not(name, failed))
+            if not fresh:
+                before = self._catalog.replace(name, versions)
+            self._retire(before, self._places.pop(name, None))
+            if candidate.place:
+                self._places[name] = candidate.place
+            log.info("model=%s loaded, versions %s", name, [version.version for version in versions])
+
+    async def _unload(self, name: str) -> None:
+        async with self._lock(name):
+            before = self._catalog.replace(name, ())
+            busy = any(not version.is_idle for version in before)
+            task = self._retire(before, self._places.pop(name, None))
+        if not busy:
+            await task
+        log.info("model=%s unloaded", name)
+
+    def _read(self, name: str, overrides: LoadOverrides) -> _Candidate:
+        """The model as the repository and the request have it; runs in a thread, as it reads and writes files."""
+        place = write_files(name, overrides.files) if overrides.files else None
+        try:
+            if place is not None:
+                folder = read_overridden(Path(place.name, name), overrides)
+            else:
+                path = model_folders(self._options.model_repository).get(name)
+                if path is None or (self._options.model and name not in self._options.model):
+                    raise LoadFailed(f"model '{name}' is in no model repository")
+                folder = read_overridden(path, overrides)
+            return _Candidate(folder, tuple(self._versions(folder)), place)
+        except EfserveError:
+            if place is not None:
+                place.cleanup()
+            raise
+
+    def _give_up(self, name: str, candidate: _Candidate, shown: list[ServedVersion]) -> None:
+        """A load has failed: what started of it ends; `shown` are the versions whose reasons the index tells."""
+        if shown:
+            self._catalog.replace(name, shown)
+        self._keep(self._end(candidate.versions, candidate.place))
+
+    # Polling
+
+    def _look(self) -> dict[str, object]:
+        found = model_folders(self._options.model_repository)
+        wanted = self._options.model
+        return {name: fingerprint(path) for name, path in found.items() if not wanted or name in wanted}
+
+    async def _poll_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.repository_poll_secs)
+            try:
+                await self.poll()
+            except (EfserveError, OSError) as exc:
+                log.error("the model repository could not be polled: %s", exc)
+
+    async def poll(self) -> None:
+        """Looks at the repositories once and follows what has changed in them since the last look."""
+        before, self._seen = self._seen, await asyncio.to_thread(self._look)
+        for name in before.keys() - self._seen.keys():
+            await self._unload(name)
+        changed = [name for name, facts in self._seen.items() if before.get(name) != facts]
+        outcomes = await asyncio.gather(*(self._load(name, _NO_OVERRIDES) for name in changed), return_exceptions=True)
+        for name, outcome in zip(changed, outcomes, strict=True):
+            if isinstance(outcome, EfserveError):
+                log.error("model=%s: %s", name, outcome)
+                if not self._catalog.versions(name):
+                    self._catalog.add_broken(name, str(outcome))
+            elif outcome is not None:
+                raise outcome
+
+    # Lives
+
+    def _versions(self, folder: ModelFolder) -> list[ServedVersion]:
+        numbers = folder.served_versions()
+        if not numbers:
+            raise LoadFailed(f"version_policy of '{folder.name}' selects none of its versions {list(folder.versions)}")
+        labels = read_labels(folder.path, folder.config)
+        cores = len(available_cores())
+        found = [folder.resolve(number, self._options.engine) for number in numbers]
+        return [ServedVersion(version, labels, self._options, cores, self._shared) for version in found]
+
+    async def _start(self, versions: Iterable[ServedVersion]) -> None:
+        async def start(version: ServedVersion) -> None:
+            async with self._starts:
+                await version.start()
+
+        await asyncio.gather(*(start(version) for version in versions))
+
+    def _retire(self, versions: list[ServedVersion], place: "TemporaryDirectory[str] | None") -> asyncio.Task[None]:
+        """Lets versions that no request finds any more answer what they have, and ends them."""
+        for version in versions:
+            self._catalog.set_leaving(version, VersionState.UNLOADING)
+        return self._keep(self._leave(versions, place))
+
+    async def _leave(self, versions: list[ServedVersion], place: "TemporaryDirectory[str] | None") -> None:
+        try:
+            await asyncio.gather(*(version.retire(self._options.drain_s) for version in versions))
+        finally:
+            await self._end(versions, place)
+            for version in versions:
+                self._catalog.set_leaving(version, VersionState.UNAVAILABLE)
+
+    async def _end(self, versions: Iterable[ServedVersion], place: "TemporaryDirectory[str] | None") -> None:
+        await asyncio.gather(*(version.stop(0) for version in versions))
+        if place is not None:
+            place.cleanup()
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task of our own, which nobody's going away ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does the work to its end, even if the client goes away; Unavailable when the server stops first."""
+        task = self._keep(work)
+        await asyncio.wait((task,))
+        if task.cancelled():
+            raise Unavailable("the server is stopping")
+        task.result()
+
+
+def _why_not(name: str, failed: list[ServedVersion]) -> str:
+    """In Triton's words."""
+    states = "".join(f"version {v.version} is at UNAVAILABLE state: Internal: {v.reason};\n" for v in failed)
+    return f"failed to load '{name}', load failed for model '{name}': {states}"

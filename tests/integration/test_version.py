@@ -1,0 +1,59 @@
+"""A served version with real workers: what its instances do when they die."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import numpy as np
+import uvloop
+
+from efserve.counters import BACKEND, CANCELED, OTHER, REJECTED
+from efserve.errors import WorkerDied
+from efserve.inference import InferRequest, Outcome
+from efserve.repository import read_model
+from efserve.server.options import ServeConfig
+from efserve.server.version import ServedVersion, VersionState
+from efserve.worker.handle import WorkerState
+
+ZOO = Path(__file__).parents[1] / "models"
+DEADLINE_S = 15.0
+
+
+async def ask(version: ServedVersion) -> Outcome:
+    """One request, which waits until an instance is there to run it."""
+    answer: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    data = np.ones((1, 4), np.float32).tobytes()
+    version.submit(InferRequest((data,), ((1, 4),), 1, "k", answer.set_result, arrival_ns=time.monotonic_ns()))
+    return await asyncio.wait_for(answer, DEADLINE_S)
+
+
+def test_an_instance_that_waits_to_restart_gives_up_with_the_version() -> None:
+    async def whole() -> None:
+        found = read_model(ZOO / "echo").resolve(1)
+        version = ServedVersion(found, {}, ServeConfig(instances=2), 2)
+        await version.start()
+        while version.state is VersionState.READY:
+            await ask(version)
+            for worker in list(version.workers.values()):
+                if worker.state is WorkerState.READY:
+                    worker.kill()
+        assert "died 5 times" in version.reason
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        if others:
+            _, going_on = await asyncio.wait(others, timeout=DEADLINE_S)
+            assert not going_on
+        assert not version.workers
+        await version.stop(0)
+
+    uvloop.run(whole())
+
+
+def test_a_request_that_kills_its_workers_is_the_models_failure() -> None:
+    async def whole() -> None:
+        version = ServedVersion(read_model(ZOO / "killed_in_infer").resolve(1), {}, ServeConfig(), 1)
+        await version.start()
+        assert isinstance(await ask(version), WorkerDied)
+        assert version.counters.failures == {BACKEND: 1, CANCELED: 0, OTHER: 0, REJECTED: 0}
+        await version.stop(0)
+
+    uvloop.run(whole())

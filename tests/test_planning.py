@@ -1,0 +1,215 @@
+"""Policies against the checker: every plan holds, every refusal is true, and more room never needs more devices."""
+
+import time
+from dataclasses import replace
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from efserve.planning.check import check
+from efserve.planning.plan import Capacity, Demand, Device, NoPlan, Plan, Point, Problem
+from efserve.planning.policies import POLICIES, make_plan, most_factor
+
+SHARES = (25.0, 50.0, 100.0)
+QUICK = ("gpulet", "temporal", "static", "best")
+
+
+def capacity(model: str, per_row_ms: float, fixed_ms: float, memory_mb: float = 0.0, engine: str = "onnx") -> Capacity:
+    """Latency `fixed + batch * per_row / sqrt(share)`: small shares are the more efficient ones."""
+    points = [
+        Point(share, batch, 1, batch / latency_ms * 1000, latency_ms, memory_mb)
+        for share, batch in product(SHARES, (1, 2, 4, 8))
+        for latency_ms in [fixed_ms + batch * per_row_ms / (share / 100) ** 0.5]
+    ]
+    return Capacity(model, engine, tuple(points))
+
+
+def devices(count: int, memory_mb: float = 0.0) -> tuple[Device, ...]:
+    return tuple(Device(f"gpu{at}", "test", memory_mb) for at in range(count))
+
+
+def problem(
+    *wanted: tuple[float, float, float, float], count: int = 2, max_partitions: int = 0, memory_mb: float = 0.0
+) -> Problem:
+    """Models as (rate, SLO, ms per row, fixed ms); with `memory_mb` each takes 300."""
+    each_mb = 300.0 if memory_mb else 0.0
+    return Problem(
+        tuple(Demand(f"m{at}", rate, slo) for at, (rate, slo, _, _) in enumerate(wanted)),
+        tuple(capacity(f"m{at}", per_row, fixed, each_mb) for at, (_, _, per_row, fixed) in enumerate(wanted)),
+        devices(count, memory_mb),
+        max_partitions,
+        budget_s=2.0,
+    )
+
+
+def planned(policy: str, case: Problem) -> Plan | None:
+    """The plan, checked; None where the policy refuses."""
+    try:
+        plan = POLICIES[policy](case)
+    except NoPlan:
+        return None
+    assert check(plan, case.capacities) == []
+    return plan
+
+
+CASES = st.builds(
+    lambda wanted, count, most, memory: problem(*wanted, count=count, max_partitions=most, memory_mb=memory),
+    st.lists(
+        st.tuples(st.floats(1, 1500), st.floats(4, 60), st.floats(0.2, 4), st.floats(0.1, 4)), min_size=1, max_size=3
+    ),
+    st.integers(1, 2),
+    st.sampled_from((0, 2, 3)),
+    st.sampled_from((0.0, 800.0)),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(CASES)
+def test_every_plan_holds_and_every_refusal_of_best_is_true(case: Problem) -> None:
+    plans = {policy: planned(policy, case) for policy in (*QUICK, "exhaustive")}
+    best, yardstick = plans["best"], plans["exhaustive"]
+    assert (best is None) == (yardstick is None)
+    if best is not None and yardstick is not None:
+        assert len(best.used_devices) == len(yardstick.used_devices)
+    for policy in QUICK:
+        other = plans[policy]
+        assert other is None or (best is not None and len(best.used_devices) <= len(other.used_devices))
+
+
+@settings(max_examples=25, deadline=None)
+@given(CASES, st.floats(1.0, 3.0))
+def test_more_devices_slower_goals_and_lower_rates_never_break_a_plan(case: Problem, factor: float) -> None:
+    if planned("exhaustive", case) is None:
+        return
+    lower = tuple(replace(demand, rate_per_s=demand.rate_per_s / factor) for demand in case.demands)
+    later = tuple(replace(demand, slo_ms=demand.slo_ms * factor) for demand in case.demands)
+    for easier in (
+        replace(case, devices=devices(len(case.devices) + 1, case.devices[0].memory_mb)),
+        replace(case, demands=lower),
+        replace(case, demands=later),
+    ):
+        assert planned("best", easier) is not None
+
+
+def test_one_model_that_fills_a_device_exactly_needs_one() -> None:
+    plan = planned("best", problem((1000 / 5.0, 10.0, 4.0, 1.0)))  # batch 1 takes 5 ms on the whole device
+    assert plan is not None
+    assert len(plan.used_devices) == 1
+
+
+def test_two_small_models_share_a_device_in_space() -> None:
+    plan = planned("gpulet", problem((50, 40, 2, 0.5), (50, 40, 2, 0.5), count=1))
+    assert plan is not None
+    assert [placement.share_pct for placement in plan.placements] == [25.0, 25.0]
+
+
+def test_models_that_need_the_whole_device_for_their_slo_share_it_in_time() -> None:
+    case = problem((20, 24, 4, 1), (20, 24, 4, 1), (20, 24, 4, 1), count=1)
+    case = replace(
+        case,
+        capacities=tuple(replace(c, points=tuple(p for p in c.points if p.share_pct == 100)) for c in case.capacities),
+    )
+    for policy in ("gpulet", "temporal", "best", "exhaustive"):
+        plan = planned(policy, case)
+        assert plan is not None
+        (placement,) = plan.placements
+        assert placement.cycle_ms == pytest.approx(15.0)
+    assert planned("static", case) is None
+
+
+def test_the_engine_with_more_throughput_is_chosen() -> None:
+    case = problem((100, 50, 2, 1), count=1)
+    slow = capacity("m0", 8, 2, engine="torchscript")
+    plan = planned("best", replace(case, capacities=(slow, *case.capacities)))
+    assert plan is not None
+    assert {tenant.engine for placement in plan.placements for tenant in placement.tenants} == {"onnx"}
+
+
+def test_several_processes_are_used_where_they_carry_more() -> None:
+    case = problem((100, 50, 2, 1), count=1)
+    points = (Point(100, 1, 1, 100, 10), Point(100, 1, 2, 180, 11))
+    case = replace(case, demands=(Demand("m0", 150, 50),), capacities=(Capacity("m0", "onnx", points),))
+    plan = planned("best", case)
+    assert plan is not None
+    assert plan.placements[0].tenants[0].processes == 2
+
+
+def test_an_impossible_slo_is_told_with_the_best_there_is() -> None:
+    case = problem((10, 3, 4, 1))
+    with pytest.raises(NoPlan, match=r"m0: at 3 ms no share is fast enough; best is 10 ms at 100 %") as error:
+        make_plan(case, "gpulet")
+    nearest = error.value.shortfalls[0].nearest
+    assert nearest is not None
+    assert planned("gpulet", replace(case, demands=(nearest,))) is not None
+
+
+@pytest.mark.parametrize("policy", ["gpulet", "temporal", "best"])
+def test_too_high_rates_are_told_with_rates_that_are_possible(policy: str) -> None:
+    case = problem((5000, 30, 2, 1), (5000, 30, 2, 1))
+    with pytest.raises(NoPlan, match="devices") as error:
+        make_plan(case, policy)
+    nearest = {shortfall.model: shortfall.nearest for shortfall in error.value.shortfalls}
+    possible = tuple(nearest.get(demand.model) or replace(demand, rate_per_s=1) for demand in case.demands)
+    assert planned(policy, replace(case, demands=possible)) is not None
+
+
+def test_a_model_without_a_profile_is_told() -> None:
+    case = problem((10, 30, 2, 1))
+    with pytest.raises(NoPlan, match="x: there is no profile of it"):
+        make_plan(replace(case, demands=(Demand("x", 1, 1),)), "best")
+
+
+def test_headroom_is_room_for_more() -> None:
+    case = problem((300, 30, 2, 1), count=2)
+    plan = planned("best", replace(case, headroom_pct=50))
+    assert plan is not None
+    carried = sum(tenant.capacity_per_s for placement in plan.placements for tenant in placement.tenants)
+    assert carried >= 450
+
+
+def test_goodput_uses_all_devices_and_spread_fills_them_evenly() -> None:
+    case = problem((100, 40, 2, 0.5), (100, 40, 2, 0.5), count=2)
+    most = make_plan(replace(case, objective="goodput"), "gpulet")
+    assert check(most, case.capacities) == []
+    assert most.headroom_pct / 100 + 1 == pytest.approx(most_factor(case, "gpulet"))
+    even = make_plan(replace(case, objective="spread"), "gpulet")
+    assert check(even, case.capacities) == []
+    assert len(even.used_devices) == 2
+
+
+def fine_problem(models: int, count: int) -> Problem:
+    """Models with shares in steps of 2 %, as profiles of a processor with 50 cores have them."""
+    shares = [2.0 * step for step in range(1, 51)]
+    capacities = tuple(
+        Capacity(
+            f"m{at}",
+            "onnx",
+            tuple(
+                Point(share, batch, 1, batch / ms * 1000, ms)
+                for share in shares
+                for batch in (1, 4, 16)
+                for ms in [1 + batch * (1 + at % 3) / (share / 100) ** 0.8]
+            ),
+        )
+        for at in range(models)
+    )
+    demands = tuple(Demand(f"m{at}", 120 + 40 * (at % 5), 80 + at) for at in range(models))
+    return Problem(demands, capacities, devices(count), budget_s=2.0)
+
+
+@pytest.mark.parametrize(("models", "count"), [(3, 2), (12, 4), (12, 6)])
+def test_many_shares_and_models_keep_the_time(models: int, count: int) -> None:
+    case = fine_problem(models, count)
+    began_s = time.monotonic()
+    plan = planned("best", case)
+    assert time.monotonic() - began_s < 20
+    assert plan is not None or count == 4
+    assert planned("gpulet", case) is None or plan is not None
+
+
+def test_refusals_of_many_models_stay_readable() -> None:
+    case = problem(*[(900, 30, 2, 1)] * 9, count=1)
+    with pytest.raises(NoPlan, match=r"m0, m1, m2, m3, m4 and 4 more: the rates fill 9\.11 devices"):
+        POLICIES["gpulet"](case)

@@ -1,0 +1,175 @@
+"""From options to plans: profiles on disk, workload files, interference, and the command itself."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from efserve.cli import main
+from efserve.errors import ConfigError, UsageError
+from efserve.planning.check import check
+from efserve.planning.interference import Interference, Load, Pair, fit, slowed
+from efserve.planning.job import run
+from efserve.planning.options import PlanConfig
+from efserve.planning.plan import Capacity, Demand, Device, Point, Problem
+from efserve.planning.policies import POLICIES
+from efserve.planning.workload import Application, merged, read_workload, split
+from efserve.profiles import COLUMNS
+
+DEVICE = "test-gpu"
+
+
+def write_profile(root: Path, model: str, per_row_ms: float) -> None:
+    """A profile with shares of 50 and 100 % and batches up to 8."""
+    folder = root / DEVICE
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [",".join(COLUMNS)]
+    for share, cores in ((50.0, 1), (100.0, 2)):
+        for batch in (1, 2, 4, 8):
+            ms = (1 + batch * per_row_ms) * 50 / share
+            lines.append(
+                f"{share},{cores},{batch},9,{ms},0,{ms},{ms},{ms},0,{ms + 0.1},{batch / ms * 1000},50,0,100,0,0"
+            )
+    (folder / f"{model}.onnx.csv").write_text("\n".join(lines) + "\n")
+    shipped = Path(__file__).parents[1] / "profiled_data" / "cpu-amd-epyc-2c" / "digits.onnx.json"
+    facts = json.loads(shipped.read_text()) | {"model": model, "device": DEVICE}
+    (folder / f"{model}.onnx.json").write_text(json.dumps(facts))
+
+
+@pytest.fixture
+def profiles(tmp_path: Path) -> Path:
+    root = tmp_path / "profiles"
+    write_profile(root, "a", 1.0)
+    write_profile(root, "b", 3.0)
+    return root
+
+
+def test_a_plan_is_made_from_profiles_written_and_checked(profiles: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    made = run(PlanConfig((("a", 300.0), ("b", 50.0)), (("a", 40.0), ("b", 60.0)), profiles=profiles, output=file))
+    assert made.wrong == ()
+    assert len(made.plan.used_devices) == 1
+    assert run(PlanConfig(check=file, profiles=profiles)).plan == made.plan
+    broken = file.read_text().replace('"slo_ms": 40.0', '"slo_ms": 1.0')
+    file.write_text(broken)
+    assert run(PlanConfig(check=file, profiles=profiles)).wrong
+
+
+def test_the_way_to_the_worker_counts_as_latency(profiles: Path) -> None:
+    made = run(PlanConfig((("a", 300),), (("a", 40),), profiles=profiles))
+    assert all(round(tenant.latency_ms % 0.5, 6) == 0.1 for p in made.plan.placements for tenant in p.tenants)
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (PlanConfig(), "profiled models: a, b"),
+        (PlanConfig((("a", 1),)), "a: give both"),
+        (PlanConfig((("a", 1),), (("b", 1),)), "a, b: give both"),
+        (PlanConfig(devices=(1, "none")), "no profiles of 'none'"),
+        (PlanConfig(workload=Path("no-such-file")), "cannot read workload"),
+    ],
+)
+def test_what_is_missing_is_told(profiles: Path, config: PlanConfig, why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        run(replace(config, profiles=profiles))
+
+
+def test_the_command_prints_tables_bars_and_what_breaks_first(profiles: Path) -> None:
+    arguments = ["plan", "--rate", "a=900", "--slo", "a=40", "--rate", "b=50", "--slo", "b=60", "--devices", "3"]
+    done = CliRunner().invoke(main, [*arguments, "--profiles", str(profiles)])
+    assert done.exit_code == 0
+    assert "breaks first" in done.stdout
+    assert f"{DEVICE}-0" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_the_command_prints_json_alone_on_stdout(profiles: Path) -> None:
+    arguments = ["plan", "--rate", "a=90", "--slo", "a=40", "--json", "--profiles", str(profiles)]
+    done = CliRunner().invoke(main, arguments)
+    assert json.loads(done.stdout)["schema"] == 1
+    assert "breaks first" in done.stderr
+
+
+def test_the_command_tells_what_would_be_possible(profiles: Path) -> None:
+    arguments = ["plan", "--rate", "a=9000", "--slo", "a=40", "--policy", "gpulet", "--profiles", str(profiles)]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    assert "a: nearest possible:" in done.stderr
+    assert "Error: a: the rates fill" in done.stderr
+
+
+def test_along_every_path_of_an_application_the_slos_add_up_to_its_own() -> None:
+    fastest_ms = {"a": 1, "b": 2, "c": 3, "d": 4}
+    capacities = [Capacity(model, "onnx", (Point(100, 1, 1, 1000 / ms, ms),)) for model, ms in fastest_ms.items()]
+    tree = Application(rate=10, slo=60, steps={"a": [], "b": ["a"], "c": ["a"], "d": ["c"]})
+    slos = {demand.model: demand.slo_ms for demand in split(tree, capacities)}
+    assert slos["a"] + slos["c"] + slos["d"] == pytest.approx(60)
+    assert slos["a"] + slos["b"] <= 60
+    with pytest.raises(UsageError, match="wait for one another"):
+        split(Application(rate=1, slo=1, steps={"a": ["b"], "b": ["a"]}), capacities)
+
+
+def test_a_workload_file_is_read_and_equal_models_are_merged(tmp_path: Path) -> None:
+    path = tmp_path / "workload.json"
+    models, applications = [{"model": "a", "rate": 5, "slo": 9}], [{"rate": 2, "slo": 8, "steps": {"a": []}}]
+    path.write_text(json.dumps({"models": models, "applications": applications}))
+    capacities = [Capacity("a", "onnx", (Point(100, 1, 1, 1000, 1),))]
+    assert merged(read_workload(path, capacities)) == (Demand("a", 7, 8),)
+    path.write_text('{"model": []}')
+    with pytest.raises(UsageError, match="is no workload"):
+        read_workload(path, capacities)
+
+
+LOADS = {"a": Load(0.5, 0.2), "b": Load(0.1, 0.9), "c": Load(0.7, 0.7)}
+
+
+def test_a_linear_truth_is_fitted_without_error() -> None:
+    truth = Interference((0.1, 0.3, 0.2, 0.4, 1.0), LOADS)
+    pairs = [
+        Pair(me, pct, you, 100 - pct, truth.slowdown(me, pct, [(you, 100 - pct)]))
+        for me in LOADS
+        for you in LOADS
+        for pct in (20, 40, 60, 80)
+    ]
+    fitted = fit(pairs, LOADS)
+    assert fitted.coefficients == pytest.approx(truth.coefficients)
+    assert fitted.error_pct < 1e-6
+    with pytest.raises(ConfigError, match="no memory load is known for d"):
+        fit([Pair("d", 50, "a", 50, 1)], LOADS)
+    with pytest.raises(ConfigError, match="at least two"):
+        fit(pairs[:1], LOADS)
+
+
+@pytest.mark.parametrize("policy", ["best", "gpulet"])
+def test_plans_made_with_interference_hold_beside_their_neighbours(policy: str) -> None:
+    points = tuple(Point(share, 4, 1, 4000 / ms, ms) for share, ms in ((25, 20), (50, 12), (100, 8)))
+    capacities = tuple(Capacity(model, "onnx", points) for model in LOADS)
+    interference = Interference((0.1, 0.3, 0.2, 0.4, 0.95), LOADS)
+    demands = tuple(Demand(model, 150, 60) for model in LOADS)
+    devices = tuple(Device(f"gpu{at}", "x") for at in range(3))
+    plan = POLICIES[policy](Problem(demands, slowed(capacities, interference), devices))
+    assert check(plan, capacities, interference) == []
+
+
+def test_the_command_fits_measured_pairs_and_tells_the_error(profiles: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.json"
+    loads = {"a": {"l2": 0.3, "dram": 0.2}, "b": {"l2": 0.5, "dram": 0.6}}
+    pairs = [
+        {"me": me, "my_pct": 50, "you": you, "your_pct": 50, "slowdown": slowdown}
+        for me, you, slowdown in (("a", "a", 1.1), ("a", "b", 1.3), ("b", "a", 1.2), ("b", "b", 1.5))
+    ]
+    file.write_text(json.dumps({"loads": loads, "pairs": pairs}))
+    arguments = ["plan", "--rate", "a=90", "--slo", "a=60", "--rate", "b=20", "--slo", "b=60", "--devices", "3"]
+    done = CliRunner().invoke(main, [*arguments, "--profiles", str(profiles), "--interference", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "pairs left out of the fit" in done.stdout
+    for content in ("", "{}"):
+        file.write_text(content)
+        refused = CliRunner().invoke(main, [*arguments, "--profiles", str(profiles), "--interference", str(file)])
+        assert refused.exit_code == 1
+        assert "does not hold measured pairs" in refused.stderr
+    missing = CliRunner().invoke(main, [*arguments, "--profiles", str(profiles), "--interference", "no-such-file"])
+    assert "cannot read measured pairs" in missing.stderr

@@ -1,0 +1,179 @@
+"""Shared memory of clients: what may be registered, what is in it, and what happens when it goes away."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+
+from efserve.codec.regions import RegionPlace
+from efserve.codec.v2_infer import Decoded, decode
+from efserve.codec.v2_response import render
+from efserve.errors import EfserveError, InferenceFailed, InvalidRequest, NotFound, ServerError, Unsupported
+from efserve.inference import OutputTensor
+from efserve.transport.regions import ClientRegions
+from fakes import FakeModel, identity_config
+
+_numbers = itertools.count()
+
+
+class Segment(NamedTuple):
+    """A POSIX segment of 4096 bytes, as a client makes it."""
+
+    name: str
+    buf: memoryview
+
+
+@pytest.fixture
+def segment() -> Iterator[Segment]:
+    memory = SharedMemory(f"efserve-test-{os.getpid()}-{next(_numbers)}", create=True, size=4096)
+    assert memory.buf is not None
+    yield Segment(memory.name, memory.buf)
+    memory.close()
+    memory.unlink()
+
+
+@pytest.fixture
+def regions(segment: Segment) -> ClientRegions:
+    """With region `r`: all of the segment."""
+    found = ClientRegions(allowed=True)
+    found.register("r", f"/{segment.name}", 0, 4096)
+    return found
+
+
+def test_nothing_may_be_registered_unless_it_is_allowed(segment: Segment) -> None:
+    closed = ClientRegions()
+    with pytest.raises(Unsupported, match="--allow-client-shm"):
+        closed.register("r", segment.name, 0, 1)
+    with pytest.raises(Unsupported, match="--allow-client-shm"):
+        closed.unregister()
+    assert closed.regions() == []
+
+
+def test_a_region_is_a_part_of_its_segment(segment: Segment) -> None:
+    segment.buf[:4096] = bytes(range(256)) * 16
+    regions = ClientRegions(allowed=True)
+    regions.register("part", segment.name, 100, 50)
+    assert bytes(regions.read(RegionPlace("part", 0, 3))) == bytes((100, 101, 102))
+    assert bytes(regions.read(RegionPlace("part", 49, 1))) == bytes((149,))
+    for offset, size in ((0, 51), (50, 1), (50, 0), (49, 2), (2**64, 1), (0, 2**64)):
+        with pytest.raises(InvalidRequest, match="for shared memory region: 'part'"):
+            regions.read(RegionPlace("part", offset, size))
+    with pytest.raises(NotFound, match="Unable to find shared memory region: 'x'"):
+        regions.read(RegionPlace("x", 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("key", "offset", "size", "error", "says"),
+    [
+        ("/no-such-segment", 0, 1, ServerError, "Unable to open shared memory region: '/no-such-segment'"),
+        ("/../../etc/passwd", 0, 1, ServerError, "Unable to open"),
+        ("..", 0, 1, ServerError, "Unable to open"),
+        ("", 0, 1, ServerError, "Unable to open"),
+        ("/", 0, 1, ServerError, "Unable to open"),
+        ("a\0b", 0, 1, ServerError, "Unable to open"),
+        (None, 0, 4097, InvalidRequest, "invalid args"),
+        (None, 4096, 1, InvalidRequest, "invalid args"),
+        (None, 2**70, 1, InvalidRequest, "invalid args"),
+        (None, 0, 0, InvalidRequest, "invalid args"),
+    ],
+)
+def test_what_cannot_be_registered(
+    segment: Segment, key: str | None, offset: int, size: int, error: type[EfserveError], says: str
+) -> None:
+    regions = ClientRegions(allowed=True)
+    with pytest.raises(error, match=says):
+        regions.register("r", segment.name if key is None else key, offset, size)
+    assert regions.regions() == []
+
+
+def test_a_name_is_taken_once(regions: ClientRegions, segment: Segment) -> None:
+    with pytest.raises(InvalidRequest, match="shared memory region 'r' already in manager"):
+        regions.register("r", segment.name, 0, 1)
+    regions.unregister("r")
+    regions.unregister("r")
+    regions.register("r", segment.name, 0, 1)
+    regions.unregister()
+    assert regions.regions() == []
+
+
+def test_a_segment_that_was_cut_short_is_noticed(regions: ClientRegions, segment: Segment) -> None:
+    window = regions.window(RegionPlace("r", 0, 4096))
+    os.truncate(f"/dev/shm/{segment.name}", 100)
+    with pytest.raises(InvalidRequest, match="was cut short"):
+        regions.read(RegionPlace("r", 0, 4096))
+    with pytest.raises(InvalidRequest, match="was cut short"):
+        window.write(bytes(10))
+
+
+def test_what_is_held_outlives_the_registration(regions: ClientRegions, segment: Segment) -> None:
+    view, window = regions.read(RegionPlace("r", 0, 4)), regions.window(RegionPlace("r", 8, 4))
+    regions.unregister("r")
+    segment.buf[:4] = b"abcd"
+    window.write(b"wxyz")
+    assert bytes(view) == b"abcd"
+    assert bytes(segment.buf[8:12]) == b"wxyz"
+    with pytest.raises(InferenceFailed, match="5 bytes do not fit 4"):
+        window.write(bytes(5))
+
+
+def in_region(offset: int, size: int) -> dict[str, Any]:
+    return {"shared_memory_region": "r", "shared_memory_offset": offset, "shared_memory_byte_size": size}
+
+
+def request(model: FakeModel, output: dict[str, Any], offset: int = 0, size: int = 64) -> Decoded:
+    """A request with its input in region `r`."""
+    head = {
+        "inputs": [{"name": "input", "shape": [1, 16], "datatype": "FP32", "parameters": in_region(offset, size)}],
+        "outputs": [{"name": "output", "parameters": output}],
+    }
+    text = msgspec.json.encode(head)
+    return decode(model, text, len(text))
+
+
+def test_tensors_in_a_region(regions: ClientRegions, segment: Segment) -> None:
+    values = np.arange(16, dtype=np.float32)
+    segment.buf[64:128] = values.tobytes()
+    model = FakeModel(identity_config(), memory=regions)
+    for _ in range(2):  # new, and remembered
+        template, (tensor,), _ = request(model, in_region(1024, 100), offset=64)
+        assert bytes(tensor) == values.tobytes()
+        text, tail = render(template, (OutputTensor((1, 16), bytes(tensor)),))
+        assert msgspec.json.decode(text)["outputs"] == [{"name": "output", "datatype": "FP32", "shape": [1, 16]}]
+        assert tail == []
+        assert bytes(segment.buf[1024:1088]) == values.tobytes()
+    assert len(model.templates) == 1
+    regions.unregister("r")
+    with pytest.raises(NotFound, match="Unable to find shared memory region: 'r'"):
+        request(model, in_region(1024, 100), offset=64)
+
+
+def test_what_does_not_fit_a_region(regions: ClientRegions) -> None:
+    model = FakeModel(identity_config(), memory=regions)
+    with pytest.raises(InvalidRequest, match="Expected 64, got 63"):
+        request(model, {}, size=63)
+    with pytest.raises(InvalidRequest, match=r"Invalid offset \+ byte size"):
+        request(model, {}, offset=4095)
+    with pytest.raises(InvalidRequest, match=r"Invalid offset \+ byte size"):
+        request(model, in_region(4000, 97))
+    with pytest.raises(InvalidRequest, match="'classification' cannot be set with 'shared_memory_region'"):
+        request(model, {**in_region(0, 64), "classification": 1})
+    template, _, _ = request(model, in_region(0, 10))
+    with pytest.raises(InferenceFailed, match=r"for output 'output' \(10 bytes\) should be at least 64 bytes"):
+        render(template, (OutputTensor((1, 16), bytes(64)),))
+
+
+def test_strings_in_a_region_are_checked_and_copied(regions: ClientRegions, segment: Segment) -> None:
+    model = FakeModel(identity_config(datatype="BYTES", dims=(2,)), memory=regions)
+    segment.buf[:11] = b"\1\0\0\0a\2\0\0\0bc"
+    head = {"inputs": [{"name": "input", "shape": [1, 2], "datatype": "BYTES", "parameters": in_region(0, 11)}]}
+    text = msgspec.json.encode(head)
+    _, (tensor,), _ = decode(model, text, len(text))
+    segment.buf[0] = 200
+    assert bytes(tensor) == b"\1\0\0\0a\2\0\0\0bc"
+    with pytest.raises(InvalidRequest, match="input 'input' of model 'identity'"):
+        decode(model, text, len(text))

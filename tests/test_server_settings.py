@@ -1,0 +1,139 @@
+"""Trace and log settings: validated, told, applied."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from efserve.errors import EfserveError, InvalidRequest, Unavailable, Unsupported
+from efserve.inference import BatchTiming, InferRequest, Outcome
+from efserve.server.logs import LogSettings
+from efserve.server.tracing import Tracer
+
+TIMING = BatchTiming(20, 30, 40, 50)
+
+
+def requests(number: int) -> list[InferRequest]:
+    def nobody(outcome: Outcome) -> None:
+        raise AssertionError(outcome)
+
+    return [InferRequest((b"",), ((1,),), 1, "k", nobody, arrival_ns=10) for _ in range(number)]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_trace_settings_as_triton_prints_them() -> None:
+    assert Tracer(Path("t.json")).get() == {
+        "trace_level": ["OFF"],
+        "trace_rate": "1000",
+        "trace_count": "-1",
+        "log_frequency": "0",
+        "trace_file": "t.json",
+        "trace_mode": "triton",
+    }
+
+
+def test_a_model_follows_the_server_but_for_what_it_has_of_its_own() -> None:
+    tracer = Tracer()
+    tracer.update({"trace_rate": "7"}, "m")
+    tracer.update({"trace_rate": 3, "trace_count": "5"})
+    assert (tracer.get("m")["trace_rate"], tracer.get("m")["trace_count"]) == ("7", "5")
+    assert tracer.get("other")["trace_rate"] == "3"
+    tracer.update({"trace_rate": None}, "m")
+    assert tracer.get("m")["trace_rate"] == "3"
+    tracer.update({"trace_rate": None})
+    assert tracer.get("m")["trace_rate"] == "1000"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"trace_file": "x"}, Unsupported, "trace file location can not be updated through network protocol"),
+        ({"trace_level": ["OFF", "TIMESTAMPS"]}, InvalidRequest, "Expect only one trace level 'OFF' is specified"),
+        ({"trace_level": ["TENSORS"]}, InvalidRequest, "expected OFF or TIMESTAMPS"),
+        ({"trace_rate": "often"}, InvalidRequest, "Unable to parse 'trace_rate', got: often"),
+        ({"trace_rate": []}, InvalidRequest, "Unable to parse 'trace_rate'"),
+        ({"trace_count": "-2"}, InvalidRequest, "value is out of range"),
+        ({"log_frequency": 2**40}, InvalidRequest, "value is out of range"),
+    ],
+)
+def test_wrong_trace_settings_change_nothing(changes: dict[str, Any], error: type[EfserveError], says: str) -> None:
+    tracer = Tracer()
+    with pytest.raises(error, match=says):
+        tracer.update({"trace_level": ["TIMESTAMPS"], **changes})
+    assert tracer.get() == Tracer().get()
+
+
+def test_every_nth_request_is_traced_until_enough_are(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    tracer = Tracer(path)
+    tracer.batch_done("m", "1", requests(5), TIMING, 60)
+    assert not tracer.is_on
+    tracer.update({"trace_level": ["TIMESTAMPS"], "trace_rate": "3", "trace_count": "2"})
+    assert tracer.is_on
+    tracer.batch_done("m", "1", requests(2), TIMING, 60)
+    assert lines(path) == []
+    tracer.batch_done("m", "1", requests(20), TIMING, 60)
+    assert [line["id"] for line in lines(path)] == [1, 2]
+    stamps = {stamp["name"]: stamp["ns"] for stamp in lines(path)[0]["timestamps"]}
+    assert stamps == {
+        "REQUEST_START": 10,
+        "QUEUE_START": 10,
+        "COMPUTE_START": 20,
+        "COMPUTE_INPUT_END": 30,
+        "COMPUTE_OUTPUT_START": 40,
+        "COMPUTE_END": 50,
+        "REQUEST_END": 60,
+    }
+    tracer.update({"trace_count": "1"})
+    tracer.batch_done("m", "1", requests(20), TIMING, 60)
+    assert len(lines(path)) == 3
+    tracer.update({"trace_level": ["OFF"]}, "m")
+    tracer.update({"trace_count": None})
+    tracer.batch_done("m", "1", requests(20), TIMING, 60)
+    assert len(lines(path)) == 3
+
+
+def test_a_log_frequency_numbers_the_files(tmp_path: Path) -> None:
+    tracer = Tracer(tmp_path / "trace")
+    tracer.update({"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "log_frequency": "2"}, "m")
+    tracer.batch_done("m", "1", requests(3), TIMING, 60)
+    tracer.batch_done("other", "1", requests(3), TIMING, 60)
+    assert [len(lines(tmp_path / f"trace.{n}")) for n in range(3)] == [2, 1, 0]
+
+
+def record(level: int, name: str = "efserve.test") -> logging.LogRecord:
+    return logging.LogRecord(name, level, "", 0, "text", (), None)
+
+
+def test_log_settings_decide_what_is_shown() -> None:
+    settings = LogSettings("efserve.test")
+    settings.update({"log_info": False, "log_warning": True, "log_error": False, "log_verbose_level": 0})
+    levels = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+    assert [settings.shows(record(level)) for level in levels] == [False, False, True, False]
+    settings.update({"log_verbose_level": 2, "log_error": None})
+    assert [settings.shows(record(level)) for level in levels] == [True, False, True, False]
+    assert settings.shows(record(logging.ERROR, "uvicorn"))
+    assert settings.get()["log_verbose_level"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"log_file": "x"}, Unsupported),
+        ({"log_info": 1}, InvalidRequest),
+        ({"log_verbose_level": -1}, InvalidRequest),
+        ({"log_verbose_level": True}, InvalidRequest),
+        ({"log_format": "pretty"}, Unavailable),
+    ],
+)
+def test_wrong_log_settings_change_nothing(changes: dict[str, Any], error: type[EfserveError]) -> None:
+    settings = LogSettings("efserve.test")
+    before = settings.get()
+    with pytest.raises(error):
+        settings.update({"log_warning": False, **changes})
+    assert settings.get() == before

@@ -1,0 +1,192 @@
+"""The simulator against what queueing theory and plain arithmetic say."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from efserve.arrivals import Trace
+from efserve.cli import main
+from efserve.errors import UsageError
+from efserve.planning.plan import Capacity, Demand, Device, Placement, Plan, Point, Problem, Tenant, plan_json
+from efserve.planning.policies import POLICIES
+from efserve.planning.recipes import safe_load
+from efserve.simulator.events import Arrival, Outcomes, simulate
+from efserve.simulator.job import SimulateConfig, highest_factor, planned_arrivals, traced_arrivals
+
+
+def one(batch: int, latency_ms: float, rate: float, slo_ms: float, processes: int = 1) -> tuple[Plan, list[Capacity]]:
+    """One model alone on a device; every batch takes as long."""
+    throughput = batch * processes / latency_ms * 1000
+    tenant = Tenant("m", "onnx", batch, processes, rate, throughput, latency_ms, 2 * latency_ms)
+    plan = Plan(
+        "test", (Device("d", "x"),), (Demand("m", rate, slo_ms),), (Placement("d", 100, latency_ms, (tenant,)),)
+    )
+    return plan, [Capacity("m", "onnx", (Point(100, batch, processes, throughput, latency_ms),))]
+
+
+def arriving(*at_ms: float) -> Arrival:
+    return Arrival([int(ms * 1e6) for ms in at_ms], [0] * len(at_ms))
+
+
+def test_a_request_waits_for_a_running_batch_then_for_its_own() -> None:
+    plan, capacities = one(4, 10, 100, 20)
+    outcome = simulate(plan, capacities, arriving(0, 1, 2, 3, 4, 5))
+    (model,) = outcome.models
+    assert model.requests == 6
+    assert model.max_ms == pytest.approx(25)  # the last of five that wait finds no room in the next batch of four
+    assert model.within_slo == 5
+    assert model.max_queued == 6
+    assert outcome.duration_s == pytest.approx(0.030)
+    assert outcome.partitions[0].utilization == pytest.approx(1)
+    assert outcome.partitions[0].batches == 3
+
+
+def test_constant_arrivals_within_the_worst_case_never_miss() -> None:
+    plan, capacities = one(8, 10, 800, 20.001)
+    config = SimulateConfig((), requests=5000, arrivals="constant")
+    outcome = simulate(plan, capacities, planned_arrivals(plan, config, 1.0))
+    assert outcome.models[0].within_slo == outcome.models[0].requests == 5000
+
+
+def test_a_server_without_batches_waits_as_theory_says() -> None:
+    """M/D/1: the mean wait is load / (2 (1 - load)) of a service time; here the median of the sojourn is compared."""
+    plan, capacities = one(1, 10, 50, 1000)
+    config = SimulateConfig((), requests=100_000, seed=3)
+    times = np.array(planned_arrivals(plan, config, 1.0).time_ns) / 1e6
+    free = late = 0.0
+    expected = []
+    for time in times:
+        free = max(free, time) + 10
+        expected.append(free - time)
+        late = max(late, free - time)
+    outcome = simulate(plan, capacities, planned_arrivals(plan, config, 1.0))
+    assert np.mean(expected) == pytest.approx(15, rel=0.03)
+    assert outcome.models[0].p50_ms == pytest.approx(np.median(expected))
+    assert outcome.models[0].max_ms == pytest.approx(late)
+
+
+def test_processes_run_side_by_side() -> None:
+    plan, capacities = one(1, 10, 100, 15, processes=2)
+    assert simulate(plan, capacities, arriving(0, 1, 2)).models[0].max_ms == pytest.approx(18)
+
+
+def test_models_that_share_a_partition_take_turns() -> None:
+    plan, capacities = one(1, 10, 10, 100)
+    tenants = tuple(replace(plan.placements[0].tenants[0], model=model) for model in "mn")
+    plan = replace(
+        plan, demands=(Demand("m", 10, 100), Demand("n", 10, 100)), placements=(Placement("d", 100, 20, tenants),)
+    )
+    both = [capacities[0], replace(capacities[0], model="n")]
+    outcome = simulate(plan, both, Arrival([0, 1, 2, 3], [0, 0, 0, 1]))
+    m, n = outcome.models
+    assert (m.requests, n.requests) == (3, 1)
+    assert n.max_ms == pytest.approx(20, abs=0.01)  # it runs after one batch of the other, not after three
+    assert m.max_ms == pytest.approx(40, abs=0.01)
+
+
+def test_requests_spread_over_partitions_by_what_they_carry() -> None:
+    points = (Point(25, 1, 1, 25, 40), Point(75, 1, 1, 75, 13))
+    tenants = [Tenant("m", "onnx", 1, 1, 40, p.throughput_per_s, p.latency_ms, 0) for p in points]
+    placements = tuple(Placement("d", p.share_pct, 1, (t,)) for p, t in zip(points, tenants, strict=True))
+    plan = Plan("test", (Device("d", "x"),), (Demand("m", 80, 100),), placements)
+    config = SimulateConfig((), requests=4000)
+    outcome = simulate(plan, [Capacity("m", "onnx", points)], planned_arrivals(plan, config, 1.0))
+    slow, fast = outcome.partitions
+    assert 2 < fast.batches / slow.batches < 6
+
+
+@pytest.mark.parametrize(("batch", "rounds"), [(1, 3.0), (4, 2.0), (4, 2.2), (16, 2.5), (64, 2.0), (64, 3.0), (8, 6.0)])
+def test_a_safe_load_is_safe_and_not_timid(batch: int, rounds: float) -> None:
+    load = safe_load(batch, rounds)
+    plan, capacities = one(batch, 10, load * batch * 100, rounds * 10)
+    config = SimulateConfig((), requests=60_000)
+    outcome = simulate(plan, capacities, planned_arrivals(plan, config, 1.0))
+    assert outcome.within_slo >= 0.985
+    assert highest_factor(plan, capacities, replace(config, requests=20_000)) < 1.9
+
+
+def test_the_same_seed_gives_the_same_result_and_spread_is_drawn() -> None:
+    plan, capacities = one(8, 10, 400, 40)
+    spread = [Capacity("m", "onnx", (replace(capacities[0].points[0], mean_ms=8.0, std_ms=1.0),))]
+    arrivals = planned_arrivals(plan, SimulateConfig((), requests=5000), 1.0)
+    assert simulate(plan, spread, arrivals, 1) == simulate(plan, spread, arrivals, 1)
+    assert simulate(plan, spread, arrivals, 1) != simulate(plan, spread, arrivals, 2)
+
+
+def test_plans_for_poisson_arrivals_hold_them() -> None:
+    points = tuple(
+        Point(share, batch, 1, batch / ms * 1000, ms)
+        for share in (25, 50, 100)
+        for batch in (1, 2, 4, 8, 16, 32)
+        for ms in [2 + batch * 0.8 / (share / 100) ** 0.7]
+    )
+    capacities = tuple(Capacity(model, "onnx", points) for model in "abc")
+    demands = (Demand("a", 400, 40), Demand("b", 150, 60), Demand("c", 900, 120))
+    problem = Problem(demands, capacities, tuple(Device(f"d{at}", "x") for at in range(8)), arrivals="poisson")
+    for policy in ("best", "gpulet", "temporal"):
+        plan = POLICIES[policy](problem)
+        outcome = simulate(plan, capacities, planned_arrivals(plan, SimulateConfig(()), 1.0))
+        assert outcome.holds, outcome.models
+
+
+def test_a_trace_names_models_of_the_plan() -> None:
+    plan, _ = one(1, 10, 10, 100)
+    assert traced_arrivals(plan, Trace(np.array([0.0, 1.0]), ("", "m")), 2.0) == Arrival([0, 500_000_000], [0, 0])
+    with pytest.raises(UsageError, match="names 'x'"):
+        traced_arrivals(plan, Trace(np.array([0.0]), ("x",)), 1.0)
+
+
+def test_profiles_without_the_planned_batch_are_told() -> None:
+    plan, capacities = one(4, 10, 100, 20)
+    with pytest.raises(UsageError, match="the profiles that the plan was made from"):
+        simulate(plan, [replace(capacities[0], points=())], arriving(0))
+
+
+@pytest.fixture
+def plan_file(tmp_path: Path) -> Path:
+    """A plan for the shipped profile."""
+    path = tmp_path / "plan.json"
+    arguments = ["--rate", "digits=2000", "--slo", "digits=5", "--profiles", str(SHIPPED), "-o", str(path)]
+    assert CliRunner().invoke(main, ["plan", *arguments]).exit_code == 0
+    return path
+
+
+SHIPPED = Path(__file__).parents[1] / "profiled_data"
+
+
+def test_the_command_tells_what_requests_met(plan_file: Path) -> None:
+    done = CliRunner().invoke(main, ["simulate", str(plan_file), "--profiles", str(SHIPPED), "--requests", "5000"])
+    assert done.exit_code == 0, done.output
+    assert "The plan holds" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_the_command_sweeps_and_prints_json(plan_file: Path, tmp_path: Path) -> None:
+    arguments = ["simulate", str(plan_file), str(plan_file), "--profiles", str(SHIPPED), "--requests", "2000"]
+    done = CliRunner().invoke(main, [*arguments, "--sweep", "--json"])
+    first, second = json.loads(done.stdout)
+    assert first == second
+    assert first["factor"] > 1
+    trace = tmp_path / "trace.csv"
+    trace.write_text("0,digits\n0.5,digits\n")
+    done = CliRunner().invoke(main, [*arguments, "--trace", str(trace), "--json"])
+    assert [model["requests"] for result in json.loads(done.stdout) for model in result["models"]] == [2, 2]
+    assert CliRunner().invoke(main, [*arguments, "--trace", str(trace), "--sweep"]).exit_code == 2
+
+
+def test_an_empty_plan_is_refused(tmp_path: Path) -> None:
+    plan, _ = one(1, 10, 10, 100)
+    path = tmp_path / "plan.json"
+    path.write_bytes(plan_json(replace(plan, placements=())))
+    assert CliRunner().invoke(main, ["simulate", str(path)]).exit_code == 2
+
+
+def test_no_requests_are_no_failure() -> None:
+    plan, capacities = one(1, 10, 10, 100)
+    outcome = simulate(plan, capacities, Arrival([], []))
+    assert isinstance(outcome, Outcomes)
+    assert outcome.within_slo == 1
