@@ -129,6 +129,37 @@ def test_a_request_is_remembered_but_for_its_id_and_tensors() -> None:
     assert decode(model, scanner.scan(request(2).SerializeToString()))[0] is not template
 
 
+def test_optional_inputs_may_be_left_out() -> None:
+    specs = tuple(TensorSpec(name, "FP32", (2,)) for name in ("a", "b", "c"))
+    model = FakeModel(ModelConfig("m", "python", 4, specs, specs[:1], optional_inputs=("a", "c")))
+    message = pb.ModelInferRequest(model_name="m", raw_input_contents=[bytes(range(16))])
+    message.inputs.add(name="b", datatype="FP32", shape=[2, 2])
+    for _ in range(2):
+        found, tensors = decoded(model, message)
+        assert found.template.shapes == ((2, -1), (2, 2), (2, -1))
+        assert [bytes(tensor) for tensor in tensors] == [b"", bytes(range(16)), b""]
+
+
+def test_priority_and_timeout() -> None:
+    message = request()
+    message.parameters["priority"].uint64_param = 2
+    message.parameters["timeout"].int64_param = 5000
+    template = decoded(FakeModel(identity_config()), message)[0].template
+    assert (template.priority, template.timeout_us) == (2, 5000)
+
+
+def test_an_input_is_in_memory_or_in_the_request() -> None:
+    message = pb.ModelInferRequest(model_name="identity")
+    given_twice = message.inputs.add(name="input", datatype="FP32", shape=[1, 16])
+    given_twice.parameters["shared_memory_region"].string_param = "r"
+    given_twice.parameters["shared_memory_byte_size"].int64_param = 64
+    with pytest.raises(NotFound, match="Unable to find shared memory region: 'r'"):
+        decoded(FakeModel(identity_config()), message)
+    given_twice.contents.fp32_contents.extend([1.0] * 16)
+    with pytest.raises(InvalidRequest, match="either contents or 'shared_memory_region', not both"):
+        decoded(FakeModel(identity_config()), message)
+
+
 names = st.text(max_size=8)
 messages = st.builds(
     lambda name, version, id_, inputs, raw, extra: (name, version, id_, inputs, raw, extra),

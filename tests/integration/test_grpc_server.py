@@ -89,6 +89,29 @@ def test_models_are_loaded_and_unloaded(repository: Path) -> None:
         assert server.stop() == 0
 
 
+def test_a_load_goes_on_without_its_client_and_ends_with_the_server(repository: Path, tmp_path: Path) -> None:
+    started, go = tmp_path / "started", tmp_path / "go"
+    os.mkfifo(started)
+    os.mkfifo(go)
+    waits = f"open({str(started)!r}, 'w').close(); open({str(go)!r}).close()\n"
+    (repository / "m" / "1" / "model.py").write_text(waits + COUNTS.format(start=0))
+    with (
+        connected("--model-control-mode", "explicit", repository=repository) as (server, client),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        abandoned = pool.submit(client.load_model, "m", client_timeout=0.5)
+        started.open().close()
+        with pytest.raises(InferenceServerException, match="Deadline Exceeded"):
+            abandoned.result()
+        go.open("w").close()
+        waiting = pool.submit(client.load_model, "m")  # after the first load, which it waits for
+        started.open().close()
+        assert client.is_model_ready("m")  # by the first load
+        assert server.stop() == 0
+        with pytest.raises(InferenceServerException):
+            waiting.result()
+
+
 def test_the_token_is_needed_where_there_is_one(repository: Path, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("s3cret\n")
