@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import onnx_models
-from efserve.devices import Partition
 from efserve.engines import base
 from efserve.engines.base import Source
 from efserve.errors import ConfigError, InferenceFailed, LoadFailed
 from efserve.model_config import ModelConfig
+from efserve.partition import Partition
 from efserve.tensors import NUMPY_DTYPES, TensorSpec
 
 ZOO = Path(__file__).parent / "models"
@@ -144,7 +144,7 @@ def test_a_missing_library_is_one_sentence(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['torch'] = None\n"
         "from pathlib import Path\n"
-        "from efserve.devices import Partition; from efserve.model_config import ModelConfig\n"
+        "from efserve.partition import Partition; from efserve.model_config import ModelConfig\n"
         "from efserve.engines import base; from efserve.errors import LoadFailed\n"
         "try: base.load('torchscript', base.Source(Path(), ModelConfig('m'), Partition()))\n"
         "except LoadFailed as error: print(error)\n"

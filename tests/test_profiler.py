@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from efserve.devices import cpu_slug
+from efserve.devices.cpu import cpu_slug
 from efserve.errors import MeasurementFailed, NotFound, UsageError
 from efserve.model_config import ModelConfig
+from efserve.partition import Obtained
 from efserve.profiler import sampling, targets
 from efserve.profiler.grid import one_line, row_of
 from efserve.profiler.options import ProfileConfig
@@ -186,7 +187,9 @@ def test_row_of_a_point() -> None:
         others_cpu_s_per_s=0.6,
         peak_memory_bytes=80_000_000,
     )
-    row = row_of(point, WorkerFacts(CONFIG, 1, 0.25, 0.0, 0.5, "onnxruntime 1"), batch=8, cores=1, total_cores=3)
+    row = row_of(
+        point, WorkerFacts(CONFIG, 1, 0.25, 0.0, 0.5, "onnxruntime 1", Obtained()), batch=8, cores=1, total_cores=3
+    )
     assert row == ProfileRow(
         share_pct=33.33,
         cores=1,

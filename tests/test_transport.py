@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from efserve.devices import Partition
 from efserve.model_config import DynamicBatching, ModelConfig
+from efserve.partition import Partition
 from efserve.tensors import TensorSpec
 from efserve.transport import messages
 from efserve.transport.arena import FIRST_BYTES, Area

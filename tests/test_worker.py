@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from efserve.devices import Partition
 from efserve.inference import BatchTiming, InferRequest, Outcome, Outputs
 from efserve.model_config import ModelConfig
+from efserve.partition import Partition
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec, to_wire
 from efserve.transport import messages
 from efserve.transport.arena import Area

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 import onnx_models
-from efserve.devices import Partition, available_cores
+from efserve.devices.cpu import available_cores
 from efserve.errors import MeasurementFailed
+from efserve.partition import Partition
 from efserve.profiler.options import ProfileConfig
 from efserve.profiler.sampling import Feeder, random_request
 from efserve.profiler.targets import find_targets

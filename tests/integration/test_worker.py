@@ -19,10 +19,11 @@ import pytest
 import uvloop
 
 import onnx_models
-from efserve.devices import Partition, available_cores
+from efserve.devices.cpu import available_cores
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.inference import BatchTiming, InferRequest, Outcome, Outputs
 from efserve.model_config import ModelConfig
+from efserve.partition import Partition
 from efserve.tensors import TensorSpec, encode_bytes, to_array
 from efserve.worker.handle import Worker, WorkerSpec, WorkerState
 from leaks import children, is_running, mapped_areas, open_areas, open_descriptors

@@ -14,11 +14,12 @@ from efserve.converter.install import install, staging
 from efserve.converter.job import DEFAULT_OPSET, FILENAMES, ConvertJob, ConvertResult, Difference, Format, OnStep
 from efserve.converter.onnx_file import read_onnx, save
 from efserve.converter.parity import Case, check
-from efserve.devices import Partition, available_cores
+from efserve.devices.cpu import available_cores
 from efserve.engines.base import Source, load
 from efserve.errors import ConfigError, ConversionFailed, UsageError
 from efserve.foreign import foreign
 from efserve.model_config import DynamicBatching, ModelConfig
+from efserve.partition import Partition
 from efserve.pbtxt import read_config
 
 if TYPE_CHECKING:

@@ -12,11 +12,12 @@ import onnx
 from efserve.converter.job import ConvertJob
 from efserve.converter.parity import BATCHES, Case, Run, compare, in_precision, random_inputs
 from efserve.converter.tensor_options import parse_shape
-from efserve.devices import Partition, available_cores
+from efserve.devices.cpu import available_cores
 from efserve.engines.base import Engine, Source, load
 from efserve.errors import ConversionFailed, UsageError
 from efserve.foreign import foreign
 from efserve.model_config import ModelConfig
+from efserve.partition import Partition
 from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec
 
 _PROTOBUF_LIMIT_BYTES = 2_000_000_000  # of one message; larger weights go into a file beside the model

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
 
-from efserve.devices import Partition
 from efserve.errors import ConfigError, LoadFailed
 from efserve.model_config import DEFAULT_MAX_BATCH, FileSignature, ModelConfig, complete
+from efserve.partition import Partition
 from efserve.tensors import Array
 
 

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from efserve.devices import Partition, available_cores
+from efserve.devices.cpu import available_cores
 from efserve.errors import EfserveError, LoadFailed
 from efserve.inspection.explain import Field, Place, fields, surprises
 from efserve.model_config import DEFAULT_MAX_BATCH
+from efserve.partition import Partition
 from efserve.repository import ModelFolder, read_labels, scan
 from efserve.worker.handle import Worker
 from efserve.worker.spec import WorkerSpec

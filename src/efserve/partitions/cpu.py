@@ -5,8 +5,8 @@ Owns nothing that outlives the process that it is applied to.
 
 import os
 
-from efserve.devices import Partition
 from efserve.errors import LoadFailed
+from efserve.partition import Obtained, Partition
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -40,6 +40,11 @@ def enter(partition: Partition) -> None:
         raise LoadFailed(refusal) from error
     if os.sched_getaffinity(0) != wanted:  # the kernel drops cores that do not exist without a word
         raise LoadFailed(refusal)
+
+
+def obtained() -> Obtained:
+    """What this process has got."""
+    return Obtained(cores=tuple(sorted(os.sched_getaffinity(0))))
 
 
 def _listed(cores: set[int]) -> str:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from efserve.devices import Partition, available_cores
+from efserve.devices.cpu import available_cores
 from efserve.engines.base import Source, load
 from efserve.errors import InferenceFailed, LoadFailed, NotFound
 from efserve.foreign import foreign
+from efserve.partition import Partition
 from efserve.predictor.model import Class, top_classes
 from efserve.repository import read_labels, scan
 from efserve.tensors import Array, TensorSpec

@@ -15,8 +15,9 @@ from datetime import datetime
 import numpy as np
 
 from efserve import __version__
-from efserve.devices import Partition, available_cores, cpu_slug
+from efserve.devices.cpu import available_cores, cpu_slug
 from efserve.errors import EfserveError, InferenceFailed, MeasurementFailed, UsageError
+from efserve.partition import Partition
 from efserve.profiler import sampling
 from efserve.profiler.options import ProfileConfig
 from efserve.profiler.sampling import Feeder, Limits, Point

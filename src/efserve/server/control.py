@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from efserve.devices import available_cores
+from efserve.devices.cpu import available_cores
 from efserve.errors import EfserveError, InvalidRequest, LoadFailed, Unavailable, UsageError
 from efserve.frontend.service import LoadOverrides
 from efserve.repository import ModelFolder, fingerprint, model_folders, read_labels, scan

@@ -15,10 +15,10 @@ from uuid import uuid4
 
 from efserve.config import delay_scheduler
 from efserve.counters import BACKEND, CANCELED, REJECTED, ModelCounters
-from efserve.devices import Partition
 from efserve.errors import Cancelled, LoadFailed, Unavailable, WorkerDied
 from efserve.inference import BatchTiming, InferRequest, Outcome
 from efserve.model_config import DEFAULT_MAX_BATCH, ModelConfig
+from efserve.partition import Partition
 from efserve.repository import ModelVersion
 from efserve.routing import Action, AnswerOrder, Fail, RestartPolicy, Router, Send
 from efserve.server.cache import ResponseCache, request_key

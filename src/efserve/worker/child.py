@@ -101,6 +101,7 @@ def _load(
         warmup_s=monotonic() - loaded_s,
         start_s=0.0,
         engine_version=engine.version,
+        obtained=cpu.obtained(),
     )
     return engine, executor, facts
 

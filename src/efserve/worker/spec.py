@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from efserve.devices import Partition
 from efserve.model_config import ModelConfig
+from efserve.partition import Obtained, Partition
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +33,4 @@ class WorkerFacts:
     warmup_s: float
     start_s: float  # from the start of the process to READY
     engine_version: str  # "onnxruntime 1.20.0"
+    obtained: Obtained  # of the partition that was asked for

@@ -1,17 +1,7 @@
-"""Devices and the parts of them that a worker may be given."""
+"""The host's processor: which cores this process may use, and what its kind is called."""
 
 import os
 import re
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True, slots=True)
-class Partition:
-    """A share of one device. On the CPU: `threads` engine threads, pinned to `cores` unless that is empty."""
-
-    device: str = "cpu"
-    threads: int = 1
-    cores: tuple[int, ...] = ()
 
 
 def available_cores() -> tuple[int, ...]:

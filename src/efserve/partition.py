@@ -1,0 +1,35 @@
+"""A part of a device that a worker may be given, and what a worker finds that it has got."""
+
+from dataclasses import dataclass
+
+CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A share of one device, as asked for.
+
+    On the CPU: `threads` engine threads, pinned to `cores` unless that is empty. On a GPU: `share_pct` percent of its
+    SMs by `means`, for a process with `threads` threads on the host that is pinned to `cores` in the same way.
+    """
+
+    device: str = CPU  # or the uuid of a GPU or of a MIG slice
+    threads: int = 1
+    cores: tuple[int, ...] = ()
+    share_pct: float = 0.0  # 0: no share was asked for, the process may use the whole device
+    memory_limit_bytes: int = 0  # of the device's memory; 0: no limit
+    means: str = ""  # of a share of a GPU: "mps" or "green" (a green context); empty: the whole device
+    pipe_directory: str = ""  # of the device's MPS daemon, where that is the means
+
+    @property
+    def is_gpu(self) -> bool:
+        """True for anything but the host's CPU."""
+        return self.device != CPU
+
+
+@dataclass(frozen=True, slots=True)
+class Obtained:
+    """What a worker found itself to have, read back in its own process when it had loaded its model."""
+
+    cores: tuple[int, ...] = ()  # that it may run on
+    sm_count: int = 0  # SMs that it sees; 0: not on a GPU
