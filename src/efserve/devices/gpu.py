@@ -167,8 +167,8 @@ def find_gpu(wanted: str, all_gpus: Sequence[Gpu]) -> Gpu | MigSlice:
         return found[0]
     there = ", ".join(f"{index} ({device.name}, {device.uuid})" for index, device in known) or "none"
     raise UsageError(
-        f"GPU '{wanted}' fits {len(found) or 'none'} of this machine's GPUs ({there}); name one by its index, its uuid, "
-        "or the beginning of its uuid or name"
+        f"GPU '{wanted}' fits {len(found) or 'none'} of this machine's GPUs ({there}); name one by its index, "
+        "its uuid, or the beginning of its uuid or name"
     )
 
 
