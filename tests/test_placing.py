@@ -6,13 +6,14 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from efserve.errors import UsageError
+from efserve.asks import Ask
+from efserve.errors import LoadFailed, UsageError
 from efserve.partition import CPU, Partition
-from efserve.placing import place
-from efserve.shares import Ask, Gpu, Room
+from efserve.placing import equip, place
+from efserve.room import Gpu, Room
 
 TWO = Room(((0, 1),))
-GPUS = Room(((0, 1, 2, 3),), gpus=(Gpu("GPU-a", 132, "/run/mps-a"), Gpu("GPU-b", 132)))
+GPUS = Room(((0, 1, 2, 3),), gpus=(Gpu(0, "GPU-a", 132), Gpu(1, "GPU-b", 132)))
 
 
 @st.composite
@@ -145,7 +146,7 @@ def test_a_later_model_gets_what_is_free() -> None:
     held = {"a": (Partition(CPU, 1, (1,), 50, units=2),)}
     assert place([Ask("b", share_pct=50)], TWO, held).partitions["b"][0].cores == (0,)
     assert place([Ask("u")], TWO, held).partitions["u"][0].cores == (0,)
-    with pytest.raises(UsageError, match="a 50 % . b 60 % = 110 %"):
+    with pytest.raises(UsageError, match=r"a 50 % \+ b 60 % = 110 %"):
         place([Ask("b", share_pct=60)], TWO, held)
 
 
@@ -157,28 +158,25 @@ def test_a_later_share_takes_no_core_from_those_who_run(cores: tuple[int, ...]) 
         place([Ask("b", share_pct=50)], room, held)
 
 
-def test_gpus_take_mps_where_a_daemon_serves_them() -> None:
-    asks = [
-        Ask("a", "GPU-a", 40, memory_limit_bytes=2**30),
-        Ask("b", "GPU-b", 50),
-        Ask("c", "GPU-b"),
-        Ask("d", "GPU-a"),
-        Ask("h", share_pct=25),
-    ]
-    placed = place(asks, GPUS)
-    a, b, c, d, h = (parts[0] for parts in placed.partitions.values())
-    assert a == Partition("GPU-a", 3, (1, 2, 3), 40, 2**30, "mps", "/run/mps-a", 132)
-    assert (b.means, b.share_pct, b.pipe_directory) == ("green", 50, "")
-    assert (c.means, c.share_pct) == ("", 0)
-    assert (d.means, d.share_pct) == ("mps", 0)  # where a daemon is, every process has to go through it
+def test_gpus_get_shares_and_the_host_cores_that_are_left() -> None:
+    asks = [Ask("a", "GPU-a", 40, 2**30), Ask("b", "GPU-b", 50), Ask("c", "GPU-b"), Ask("h", share_pct=25)]
+    a, b, c, h = (parts[0] for parts in place(asks, GPUS).partitions.values())
+    assert a == Partition("GPU-a", 3, (1, 2, 3), 40, 2**30, units=132)
+    assert (b.share_pct, c.share_pct) == (50, 0)
     assert h.cores == (0,)
-    (note,) = placed.notes
-    assert "'b'" in note
-    assert "run in turns" in note
 
 
-def test_what_a_gpu_cannot_give_is_said() -> None:
+def test_more_than_a_gpu_is_refused() -> None:
     with pytest.raises(UsageError, match=r"gpu1 are a 60 % \+ b 50 % = 110 %"):
         place([Ask("a", "GPU-b", 60), Ask("b", "GPU-b", 50)], GPUS)
-    with pytest.raises(UsageError, match="memory limit of 'a' on GPU-b needs MPS"):
-        place([Ask("a", "GPU-b", 60, 2**30)], GPUS)
+
+
+def test_a_share_is_held_by_mps_where_a_daemon_is_and_by_a_green_context_else() -> None:
+    half, whole = Partition("GPU-a", share_pct=50), Partition("GPU-a")
+    assert equip(half, "/run/mps") == Partition("GPU-a", share_pct=50, means="mps", pipe_directory="/run/mps")
+    assert equip(whole, "/run/mps").means == "mps"  # every process may have to go through the daemon
+    assert equip(equip(half, "/run/mps"), "") == Partition("GPU-a", share_pct=50, means="green")
+    assert equip(whole, "").means == equip(Partition("GPU-a", share_pct=100), "").means == ""
+    assert equip(Partition(CPU, share_pct=50), "/run/mps").means == ""
+    with pytest.raises(LoadFailed, match="memory limit on GPU-a needs MPS"):
+        equip(Partition("GPU-a", memory_limit_bytes=9), "")

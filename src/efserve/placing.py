@@ -6,11 +6,12 @@ run on the cores that the shares leave, so that they disturb none; where nobody 
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from efserve.errors import UsageError
+from efserve.asks import Ask
+from efserve.errors import LoadFailed, UsageError
 from efserve.partition import CPU, Partition
-from efserve.shares import Ask, Room
+from efserve.room import Room
 
 _TOLD_PCT = 5.0  # a share whose rounding to whole cores differs by more than this from what was asked is told
 
@@ -57,29 +58,30 @@ def place(asks: Sequence[Ask], room: Room, held: Held | None = None) -> Placed:
             cores = rest
             threads = ask.threads or max(1, len(rest or usable) // instances[ask.model])
         partitions[ask.model].append(_partition(ask, cores, threads, len(usable), room))
-    placed = {model: tuple(parts) for model, parts in partitions.items()}
-    return Placed(placed, (*notes, *_gpu_notes(placed)))
+    return Placed({model: tuple(parts) for model, parts in partitions.items()}, notes)
+
+
+def equip(partition: Partition, pipe_directory: str) -> Partition:
+    """The partition with the means to hold it: MPS where `pipe_directory` is that of a daemon for its GPU.
+
+    Without a daemon a share is held by a green context. Raises LoadFailed for a memory limit, which needs MPS.
+    """
+    if not partition.is_gpu:
+        return partition
+    if pipe_directory:  # also without a share: where there is a daemon, every process may have to go through it
+        return replace(partition, means="mps", pipe_directory=pipe_directory)
+    if partition.memory_limit_bytes:
+        raise LoadFailed(
+            f"its memory limit on {partition.device} needs MPS, which does not run for that GPU: start it with "
+            "`efserve mps start`, or leave the limit away"
+        )
+    return replace(partition, means="green" if 0 < partition.share_pct < 100 else "", pipe_directory="")
 
 
 def _partition(ask: Ask, cores: Cores, threads: int, cpu_units: int, room: Room) -> Partition:
     gpu = room.gpu(ask.device)
-    if gpu is None:
-        return Partition(CPU, threads, cores, ask.share_pct, ask.memory_limit_bytes, units=cpu_units)
-    if ask.memory_limit_bytes and not gpu.pipe_directory:
-        raise UsageError(
-            f"the memory limit of '{ask.model}' on {ask.device} needs MPS, which does not run there: start it with "
-            "`efserve mps start`, or leave the limit away"
-        )
-    return Partition(
-        device=gpu.uuid,
-        threads=threads,
-        cores=cores,
-        share_pct=ask.share_pct,
-        memory_limit_bytes=ask.memory_limit_bytes,
-        means="mps" if gpu.pipe_directory else "green" if 0 < ask.share_pct < 100 else "",
-        pipe_directory=gpu.pipe_directory,
-        units=gpu.sm_count,
-    )
+    units = cpu_units if gpu is None else gpu.sm_count
+    return Partition(ask.device, threads, cores, ask.share_pct, ask.memory_limit_bytes, units=units)
 
 
 def _check_sums(asks: Iterable[Ask], room: Room, held: Held) -> None:
@@ -161,20 +163,9 @@ def _rounded(shared: Sequence[Ask], given: Sequence[Cores], total: int) -> tuple
     return tuple(dict.fromkeys(notes))
 
 
-def _gpu_notes(placed: Held) -> tuple[str, ...]:
-    """What green contexts do not do."""
-    green = [model for model, parts in placed.items() if any(part.means == "green" for part in parts)]
-    if not green:
-        return ()
-    return (
-        f"no MPS daemon serves the GPU of {_listed(green)}: each holds its share by a green context, but processes on "
-        "that GPU run in turns, not side by side; `efserve mps start` changes that",
-    )
-
-
 def _name(device: str, room: Room) -> str:
-    index = next((index for index, gpu in enumerate(room.gpus) if gpu.uuid == device), None)
-    return "the CPU" if index is None else f"gpu{index}"
+    gpu = room.gpu(device)
+    return gpu.name if gpu else "the CPU" if device == CPU else device
 
 
 def _listed(names: Sequence[str]) -> str:
