@@ -101,7 +101,7 @@ def served_groups(config: ModelConfig, wishes: Wishes, asks: Sequence[Ask], room
         on_gpus = wishes.can_use_gpus and bool(room.gpus)
         kind: InstanceKind = "GPU" if on_gpus else "CPU"
         return tuple(replace(group, kind=kind) if group.kind == "AUTO" else group for group in config.instance_groups)
-    groups = []
+    groups: list[InstanceGroup] = []
     for device, count in Counter(ask.device for ask in asks).items():
         gpu = room.gpu(device)
         name = f"{config.name}_{len(groups)}"

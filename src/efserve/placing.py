@@ -95,8 +95,8 @@ def _check_sums(asks: Iterable[Ask], room: Room, held: Held) -> None:
     for device, shares in claims.items():
         total = sum(pct for _, pct in shares)
         if total > 100 + 1e-6:
-            parts = " + ".join(f"{model} {pct:g} %" for model, pct in shares if pct)
-            raise UsageError(f"the shares of {_name(device, room)} are {parts} = {total:g} %, more than all of it")
+            sum_of = " + ".join(f"{model} {pct:g} %" for model, pct in shares if pct)
+            raise UsageError(f"the shares of {_name(device, room)} are {sum_of} = {total:g} %, more than all of it")
 
 
 def _assign(shared: Sequence[Ask], others: Sequence[str], room: Room, held: Held) -> list[Cores]:

@@ -6,9 +6,9 @@ the model is loaded and is free again when it has gone. A reload keeps the parti
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 
 from efserve.asks import Ask, Wishes, asks_of, served_groups
+from efserve.engines.base import can_use_gpus
 from efserve.errors import EfserveError, UsageError
 from efserve.model_config import ModelConfig
 from efserve.partition import Partition
@@ -16,8 +16,6 @@ from efserve.placing import place
 from efserve.repository import ModelFolder, ModelVersion
 from efserve.room import Room
 from efserve.server.options import ServeConfig
-
-_GPU_PACKAGES = {"onnx": "onnxruntime-gpu", "torchscript": "torch"}  # engine -> the package that can use GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +113,7 @@ class Allotment:
             memory_limit_bytes=limits[-1] if limits else 0,
             instances=options.instances or 0,
             threads=options.threads or 0,
-            can_use_gpus=_can_use_gpus(engine),
+            can_use_gpus=can_use_gpus(engine),
         )
         asks = asks_of(config, wishes, self._room)
         return asks, replace(config, instance_groups=served_groups(config, wishes, asks, self._room))
@@ -134,13 +132,3 @@ def _engine(folder: ModelFolder, options: ServeConfig) -> str:
     """What will run the model, as far as can be told without raising."""
     latest = folder.served_versions()[-1:]
     return options.engine or folder.config.engine or next(iter(folder.engines(*latest) if latest else ()), "")
-
-
-def _can_use_gpus(engine: str) -> bool:
-    """Whether the engine's library is one for GPUs, as far as the name and version of its package tell."""
-    if engine == "tensorrt":
-        return True
-    try:
-        return "+cpu" not in metadata.version(_GPU_PACKAGES[engine])
-    except (KeyError, metadata.PackageNotFoundError):
-        return False
