@@ -26,6 +26,7 @@ class CheckJob:
     engine: str = ""
     instances: int | None = None
     threads: int | None = None
+    strict_provider: bool = False
     load_timeout_s: float = 300.0
 
 
@@ -38,6 +39,7 @@ class Checked:
     error: str = ""
     fields: tuple[Field, ...] = ()
     surprises: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # of the engine: how the model runs
     load_s: float = 0.0  # engine and file
     warmup_s: float = 0.0
     rss_bytes: int = 0  # of one worker
@@ -73,6 +75,7 @@ async def _check_version(job: CheckJob, folder: ModelFolder, number: int) -> Che
             engine=version.engine,
             partition=Partition(threads=place.threads),
             max_batch=DEFAULT_MAX_BATCH,
+            strict_provider=job.strict_provider,
         )
         return await _load(spec, folder, place, job.load_timeout_s)
     except EfserveError as exc:
@@ -94,7 +97,8 @@ async def _load(spec: WorkerSpec, folder: ModelFolder, place: Place, deadline_s:
         model=folder.name,
         version=spec.version,
         fields=tuple(fields(spec.config, served, place, has_file=has_file)),
-        surprises=tuple(surprises(served, place)),
+        surprises=(*surprises(served, place), *(each.text for each in facts.remarks if each.is_warning)),
+        remarks=tuple(each.text for each in facts.remarks if not each.is_warning),
         load_s=facts.load_s,
         warmup_s=facts.warmup_s,
         rss_bytes=rss_bytes,
