@@ -1,4 +1,4 @@
-"""Shares of the CPU, as a served model has them: pinned as asked, kept, noticed where they are not, shown everywhere."""
+"""Shares of the CPU as a served model has them: pinned as asked, kept, noticed where they are not, shown."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def placements(server: RunningServer, model: str) -> list[dict[str, Any]]:
     return [placement for placement in found if placement["model"] == model]
 
 
-def cores(server: RunningServer, model: str) -> list[Sequence[int]]:
+def cores(server: RunningServer, model: str) -> list[tuple[int, ...]]:
     """The cores of each instance, which all its threads must have, as the kernel tells."""
     found = []
     for placement in placements(server, model):

@@ -19,6 +19,7 @@ from efserve.frontend.service import Placement
 from efserve.inference import BatchTiming, InferRequest, Outcome
 from efserve.model_config import DEFAULT_MAX_BATCH, ModelConfig
 from efserve.partition import Partition
+from efserve.placing import equip
 from efserve.repository import ModelVersion
 from efserve.routing import Action, AnswerOrder, Fail, RestartPolicy, Router, Send
 from efserve.server.cache import VersionCache
@@ -85,7 +86,6 @@ class ServedVersion:
             max_batch=options.max_batch or DEFAULT_MAX_BATCH,
             force_max_batch=options.max_batch or 0,
             spin=options.spin,
-            strict_provider=options.strict_provider,
         )
         self._router: Router | None = None
         self._restarts = RestartPolicy()
@@ -94,6 +94,7 @@ class ServedVersion:
         self._is_timed = False  # the queue has delays or timeouts
         self._hold_requests = delay_scheduler()
         self._tracer = shared.tracer
+        self._mps = shared.mps
         cache = shared.cache if found.config.response_cache else None
         self._cache = VersionCache(cache, self.counters) if cache is not None else None
         self._order: AnswerOrder | None = None  # where the config asks for it
@@ -215,16 +216,29 @@ class ServedVersion:
     async def _run_worker(self, partition: Partition, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
         """Starts a worker and waits for its end; answers why it ended."""
         number = next(self._numbers)
+        device = partition.device
+        await self._mps.well(device)
+        try:
+            equipped = equip(partition, self._mps.pipe_directory(device))
+        except LoadFailed as exc:
+            return str(exc)
         worker = Worker(
-            replace(self._spec, partition=partition),
+            replace(self._spec, partition=equipped),
             on_done=partial(self._batch_done, number),
             on_death=lambda _, reason: self._dead(number, died, reason),
+            before_kill=self._mps.before_kill(device),
         )
         self.workers[number] = worker
+        with self._mps.attached(device, worker):
+            return await self._live(worker, number, died, started)
+
+    async def _live(self, worker: Worker, number: int, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
         try:
             try:
                 facts = await worker.start(self._options.load_timeout_s)
+                await self._mps.confirm(worker.spec.partition, facts)
             except LoadFailed as exc:
+                await worker.stop(0)
                 return str(exc)
             self._log_remarks(facts)
             self._enter(number, facts.config)
