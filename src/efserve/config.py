@@ -11,3 +11,12 @@ def delay_scheduler() -> int:
     if not text.strip().isdecimal():
         raise UsageError(f"TRITONSERVER_DELAY_SCHEDULER is '{text}', expected a number of requests")
     return int(text)
+
+
+def cuda_environment() -> dict[str, str]:
+    """Variables that decide which GPUs, and how much of them, the CUDA programs started here get."""
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name in {"CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"} or name.startswith("CUDA_MPS_")
+    }
