@@ -224,8 +224,8 @@ def test_mps() -> None:
     says(gpu.mps_program(MpsFacts(), Container("docker")), State.WARNING, "NVIDIA_DRIVER_CAPABILITIES")
     says(gpu.mps_daemon(MpsFacts("c"), ONE_GPU.gpus), State.OK, "none runs")
     says(gpu.mps_daemon(MpsFacts("c", (DAEMON,)), ONE_GPU.gpus), State.OK, "daemon 77 in /run/mps-0")
-    hung = replace(DAEMON, problem="does not end within 5 s")
-    says(gpu.mps_daemon(MpsFacts("c", (hung,)), ONE_GPU.gpus), State.PROBLEM, "kill 77", "does not end within 5 s")
+    hung = replace(DAEMON, problem="the MPS daemon in /run/mps-0 does not answer")
+    says(gpu.mps_daemon(MpsFacts("c", (hung,)), ONE_GPU.gpus), State.PROBLEM, "kill 77", "does not answer")
 
 
 def test_rights() -> None:
@@ -443,10 +443,11 @@ def test_daemons_of_mps_are_found_and_asked(tmp_path: Path) -> None:
         (folder / "environ").write_text(environment)
     found = gather.mps_facts(str(control), 3, tmp_path)
     assert found.control_program == str(control)
-    assert {daemon.pid: daemon.problem for daemon in found.daemons} == {
+    problems = {daemon.pid: daemon.problem for daemon in found.daemons}
+    assert problems == {
         10: "",
-        11: "does not end within 3 s",
-        12: "ends with exit code 1",
+        11: f"the MPS daemon in {pipes['hung']} does not answer 'get_server_list' within 3 s",
+        12: f"the MPS daemon in {pipes['dead']} refuses 'get_server_list': Cannot find MPS control daemon process",
         13: "",
     }
     assert {daemon.pid: daemon.pipe_directory for daemon in found.daemons}[13] == ""

@@ -31,7 +31,7 @@ class MpsDaemon:
     pid: int
     uid: int
     pipe_directory: str  # empty: its environment may not be read
-    problem: str = ""  # how it failed to answer `get_server_list`
+    problem: str = ""  # why it does not answer; empty: it does, or cannot be asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Collects the facts. Changes nothing; what can hang runs in processes of its own, under a deadline."""
 
+import asyncio
 import errno
 import os
 import platform
@@ -8,7 +9,7 @@ import resource
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 from efserve.config import cuda_environment
 from efserve.devices.cgroup import read_text
 from efserve.devices.cpu import host_cpu
+from efserve.errors import MpsFailed, MpsHangs
 from efserve.inspection.doctor.facts import (
     Container,
     DeviceNode,
@@ -28,7 +30,8 @@ from efserve.inspection.doctor.facts import (
     Port,
 )
 from efserve.inspection.probes import LIBRARIES, ask
-from efserve.inspection.programs import Program, run_all
+from efserve.partitions.mps_control import MpsControl
+from efserve.partitions.nvidia_programs import NvidiaPrograms
 
 _CONTROL = "nvidia-cuda-mps-control"
 _SERVER = "nvidia-cuda-mps-server"
@@ -84,17 +87,24 @@ def mps_facts(control: str, deadline_s: float, root: Path = Path("/")) -> MpsFac
             pipes = environment.get("CUDA_MPS_PIPE_DIRECTORY", _DEFAULT_PIPES) if environment else ""
             daemons.append(MpsDaemon(int(folder.name), _uid(folder), pipes))
     if found:
-        questions = {
-            str(daemon.pid): Program((found,), "get_server_list\n", {"CUDA_MPS_PIPE_DIRECTORY": daemon.pipe_directory})
-            for daemon in daemons
-            if daemon.pipe_directory
-        }
-        answers = run_all(questions, deadline_s)
-        daemons = [
-            replace(each, problem=answers[str(each.pid)].problem) if str(each.pid) in answers else each
-            for each in daemons
-        ]
+        programs = NvidiaPrograms(control=found, deadline_s=deadline_s)
+        daemons = asyncio.run(_asked(programs, daemons))
     return MpsFacts(found, tuple(sorted(daemons, key=lambda daemon: daemon.pid)), tuple(sorted(server_uids)))
+
+
+async def _asked(programs: NvidiaPrograms, daemons: Sequence[MpsDaemon]) -> list[MpsDaemon]:
+    return await asyncio.gather(*(_answer(programs, daemon) for daemon in daemons))
+
+
+async def _answer(programs: NvidiaPrograms, daemon: MpsDaemon) -> MpsDaemon:
+    """The daemon, with the reason where it does not answer; one whose folder is out of sight cannot be asked."""
+    if not daemon.pipe_directory:
+        return daemon
+    try:
+        await MpsControl(programs, Path(daemon.pipe_directory)).servers()
+    except (MpsFailed, MpsHangs) as exc:
+        return replace(daemon, problem=str(exc))
+    return daemon
 
 
 def container(root: Path = Path("/")) -> Container:

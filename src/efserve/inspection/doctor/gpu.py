@@ -144,11 +144,9 @@ def mps_daemon(mps: MpsFacts, gpus: Sequence[Gpu]) -> Verdict:
     """Whether the daemons that run answer."""
     bad = [daemon for daemon in mps.daemons if daemon.problem]
     if bad:
-        pids = " ".join(str(daemon.pid) for daemon in bad)
-        where = bad[0].pipe_directory
         return problem(
-            f"the MPS daemon {bad[0].pid} in {where} does not answer: get_server_list {bad[0].problem}",
-            f"end its clients, then `kill {pids}`, and start it again with `efserve mps start`",
+            "; ".join(daemon.problem for daemon in bad),
+            f"end its clients, then `kill {' '.join(str(daemon.pid) for daemon in bad)}`, and `efserve mps start`",
         )
     if not mps.daemons:
         return ok("none runs; `efserve serve --mps auto` starts one where a share needs it")
