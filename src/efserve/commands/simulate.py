@@ -54,6 +54,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Let requests come so many times as fast as planned, or as in the trace.",
 )
+@click.option(
+    "--late",
+    type=click.Choice(["serve", "drop"]),
+    default="drop",
+    show_default=True,
+    help="Requests that cannot keep their SLO any more, as in `efserve serve`: answered 503 at once, or all the same.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same result.")
 @click.option("--sweep", is_flag=True, help="Find the highest rates that each plan holds for 99 % of the requests.")
 @click.option("--json", is_flag=True, help="Print the result as JSON on stdout; the tables go to stderr.")
@@ -97,7 +104,7 @@ def _print_outcomes(console: "Console", result: "Outcomes") -> None:
 
 def _models_table(result: "Outcomes") -> "Table":
     table = _table(
-        f"Simulated: {result.policy}", ("model", "requests", "in SLO %", "good/s", "p50 ms", "p99 ms", "queue")
+        f"Simulated: {result.policy}", ("model", "requests", "in SLO %", "503", "good/s", "p50 ms", "p99 ms", "queue")
     )
     for model in result.models:
         within_pct = 100 * model.within_slo / model.requests if model.requests else 100.0
@@ -105,6 +112,7 @@ def _models_table(result: "Outcomes") -> "Table":
             model.model,
             f"{model.requests:,}",
             f"{within_pct:.2f}",
+            f"{model.dropped:,}",
             f"{model.goodput_per_s:,.1f}",
             f"{model.p50_ms:.4g}",
             f"{model.p99_ms:.4g}",

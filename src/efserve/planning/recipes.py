@@ -81,6 +81,18 @@ def points_of(problem: Problem, model: str) -> list[tuple[str, Point]]:
     ]
 
 
+def row_ms(problem: Problem, part: Part) -> float:
+    """How long the fewest rows that are known take on the part's share; 0 where that is the batch itself."""
+    fewer = [
+        (point.batch, point.latency_ms)
+        for engine, point in points_of(problem, part.model)
+        if engine == part.engine
+        and (units_of(point.share_pct), point.processes) == (units_of(part.point.share_pct), part.point.processes)
+    ]
+    batch, latency_ms = min(fewer)
+    return min(latency_ms, part.point.latency_ms) if batch == 1 else 0.0
+
+
 def alone(problem: Problem, demand: Demand) -> list[Recipe]:
     """The best recipe for the model alone on each share, smallest share first; a larger one always carries more.
 

@@ -24,6 +24,7 @@ class SimulateConfig:
     cv: float = 2.0
     trace: Path | None = None
     factor: float = 1.0
+    late: str = "drop"
     seed: int = 0
     sweep: bool = False
     json: bool = False
@@ -70,7 +71,7 @@ def highest_factor(plan: Plan, capacities: Sequence[Capacity], config: SimulateC
     """The highest factor on the planned rates at which each model keeps its SLO for 99 % of its requests, to 1 %."""
 
     def holds(factor: float) -> bool:
-        return simulate(plan, capacities, planned_arrivals(plan, config, factor), config.seed).holds
+        return simulate(plan, capacities, planned_arrivals(plan, config, factor), config.seed, config.late).holds
 
     low, high = 0.0, 1.0
     while high < 1e6 and holds(high):
@@ -102,7 +103,7 @@ def run(config: SimulateConfig) -> list[Outcomes] | list[Limit]:
             arrival = (
                 traced_arrivals(plan, trace, config.factor) if trace else planned_arrivals(plan, config, config.factor)
             )
-            outcomes.append(simulate(plan, capacities, arrival, config.seed))
+            outcomes.append(simulate(plan, capacities, arrival, config.seed, config.late))
     return limits or outcomes
 
 
