@@ -64,6 +64,11 @@ class Outcomes:
         return sum(model.within_slo for model in self.models) / requests if requests else 1.0
 
     @property
+    def worst_within_slo(self) -> float:
+        """That part for the model that fares worst."""
+        return min((model.within_slo / model.requests for model in self.models if model.requests), default=1.0)
+
+    @property
     def holds(self) -> bool:
         """Whether each model kept its SLO for 99 % of its requests."""
         return all(model.within_slo >= ENOUGH * model.requests for model in self.models)
