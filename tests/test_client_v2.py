@@ -60,7 +60,7 @@ def test_inference_gives_the_tensors_back(binary: bool, chunked: bool) -> None:
             client = V2Client(url)
             model = await client.model("echo")
             rows = np.random.default_rng(0).random((3, 16), np.float32)
-            answer = await client.infer(model, infer_body(model.inputs, [rows], binary))
+            answer = await client.infer(model, [rows], binary=binary)
             np.testing.assert_array_equal(answer.outputs["output"], rows)
             assert answer.payload_bytes == (rows.nbytes if binary else -1)
             counters = await client.counters(model)
@@ -80,7 +80,7 @@ def test_the_servers_own_words_reach_the_caller() -> None:
             assert caught.value.status == 404
             model = await client.model("echo")
             with pytest.raises(RemoteError, match="batch-size must be <= 8 for 'echo'"):
-                await client.infer(model, infer_body(model.inputs, [np.zeros((9, 16), np.float32)], binary=True))
+                await client.infer(model, [np.zeros((9, 16), np.float32)])
 
     uvloop.run(main())
 
@@ -186,8 +186,8 @@ def test_mixed_outputs_are_read() -> None:
         (answer([binary("y", "FP32", [2], 7)], b"1234567"), "got 7 bytes"),
         (answer([binary("y", "FP32", [2], 8)], b"123456789"), "1 bytes more"),
         (answer([binary("y", "FP32", [2], -8)], b"12345678"), "not what the v2 protocol says"),
-        (answer([binary("y", "FP64", [1], 8)], b"12345678"), "came as float64"),
-        (answer([binary("y", "FP32", [1, 2], 8)], b"12345678"), "came as float32"),
+        (answer([binary("y", "FP64", [1], 8)], b"12345678"), "came as FP64"),
+        (answer([binary("y", "FP32", [1, 2], 8)], b"12345678"), "came as FP32"),
         (answer([binary("y", "FP99", [2], 8)], b"12345678"), "FP99"),
         (answer([{"name": "y", "datatype": "FP32", "shape": [2], "data": [1]}]), "1 values for shape"),
         (answer([{"name": "y", "datatype": "FP32", "shape": [2], "data": ["a", "b"]}]), "are not FP32"),

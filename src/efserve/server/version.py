@@ -25,7 +25,7 @@ from efserve.server.cache import ResponseCache, request_key
 from efserve.server.options import ServeConfig
 from efserve.server.shared import Shared
 from efserve.worker.handle import Worker, WorkerState
-from efserve.worker.spec import WorkerSpec
+from efserve.worker.spec import WorkerFacts, WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ class ServedVersion:
         self._is_timed = False  # the queue has delays or timeouts
         self._hold_requests = delay_scheduler()
         self._tracer = shared.tracer
+        self._mps = shared.mps
         self._cache = shared.cache if found.config.response_cache else None
         self._cache_owner = uuid4().bytes  # what another load of the model answered is not this one's answer
         self._order: AnswerOrder | None = None  # where the config asks for it
@@ -107,6 +108,11 @@ class ServedVersion:
     def is_ready(self) -> bool:
         """True when a worker can take a request now."""
         return self.state is VersionState.READY and any(w.state is WorkerState.READY for w in self.workers.values())
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        """Where its instances run, each partition once."""
+        return (self._spec.partition,)
 
     @property
     def pending(self) -> int:
@@ -226,17 +232,25 @@ class ServedVersion:
     async def _run_worker(self, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
         """Starts a worker and waits for its end; answers why it ended."""
         number = next(self._numbers)
+        device = self._spec.partition.device
+        await self._mps.well(device)
         worker = Worker(
             self._spec,
             on_done=partial(self._batch_done, number),
             on_death=lambda _, reason: self._dead(number, died, reason),
+            before_kill=self._mps.before_kill(device),
         )
         self.workers[number] = worker
+        with self._mps.attached(device, worker):
+            return await self._live(worker, number, died, started)
+
+    async def _live(self, worker: Worker, number: int, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
         try:
             try:
                 facts = await worker.start(self._options.load_timeout_s)
             except LoadFailed as exc:
                 return str(exc)
+            self._log_remarks(facts)
             self._enter(number, facts.config)
             if not started.done():
                 started.set_result(None)
@@ -249,6 +263,11 @@ class ServedVersion:
             if worker.state is not WorkerState.READY:
                 await worker.stop(0)
                 self.workers.pop(number, None)
+
+    def _log_remarks(self, facts: WorkerFacts) -> None:
+        for remark in facts.remarks:
+            level = logging.WARNING if remark.is_warning else logging.INFO
+            log.log(level, "model=%s version=%s pid=%d %s", self.name, self.version, facts.pid, remark.text)
 
     def _enter(self, number: int, config: ModelConfig) -> None:
         if self._router is None:

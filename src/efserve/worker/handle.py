@@ -6,9 +6,10 @@ business, and so are the requests of a batch that a dead worker never answered.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from enum import Enum
@@ -25,6 +26,8 @@ from efserve.worker.process import ChildProcess
 from efserve.worker.spec import WorkerFacts, WorkerSpec
 
 __all__ = ["Worker", "WorkerFacts", "WorkerSpec", "WorkerState"]
+
+log = logging.getLogger(__name__)
 
 _TERM_S = 2.0  # from SIGTERM to SIGKILL
 _LEAVE_S = 2.0  # for a worker that has hung up or failed to load, to end by itself
@@ -54,7 +57,8 @@ class Worker:
 
     `on_done(worker, slot, outcomes, timing)` answers each `send`, in the order of its requests; the slot is free again.
     `on_death(worker, reason)` comes once if a READY worker ends without `stop`; what it had not answered then, and what
-    it has not answered when `stop` returns, is never answered.
+    it has not answered when `stop` returns, is never answered. `before_kill(pid)` is awaited before a signal that ends
+    it; that has a deadline of its own and never raises.
     """
 
     def __init__(
@@ -63,6 +67,7 @@ class Worker:
         *,
         on_done: Callable[["Worker", int, list[Outcome], BatchTiming | None], None],
         on_death: Callable[["Worker", str], None],
+        before_kill: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self.spec = spec
         self.state = WorkerState.NEW
@@ -70,10 +75,15 @@ class Worker:
         self._name = f"{spec.config.name}/{spec.version}"
         self._on_done = on_done
         self._on_death = on_death
+        self._before_kill = before_kill
+        self._killing: asyncio.Task[None] | None = None
         self._running: list[Sequence[InferRequest]] = [()] * spec.slots
         self._settled = asyncio.Event()  # READY, or never to be
         self._failure = ""  # why it could not start, where it said so
         self._cause = ""  # why we killed it
+        self._limit: asyncio.Timeout | None = None  # of the start
+        self._deadline_s = 0.0
+        self._progress = ""  # what it last told of its load
         self._process: ChildProcess | None = None
         self._owned: list[Channel | Area] = []  # until the process has ended
 
@@ -102,17 +112,18 @@ class Worker:
     async def start(self, deadline_s: float) -> WorkerFacts:
         """Start the process and wait until it is READY.
 
-        Raises LoadFailed, with what is known of the reason, when it says that it cannot, ends, or needs longer than
-        `deadline_s`; the process is gone by then.
+        Raises LoadFailed, with what is known of the reason, when it says that it cannot, ends, or is neither ready
+        nor tells of progress for `deadline_s`; the process is gone by then.
         """
         self._move(WorkerState.STARTING)
         self._loop = asyncio.get_running_loop()
         process = self._spawn()
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(deadline_s) as self._limit:
+                self._deadline_s = deadline_s
                 await self._settled.wait()
         except TimeoutError:
-            self._failure = self._failure or f"it was not ready within {deadline_s:g} s"
+            self._failure = self._failure or self._too_late(deadline_s)
         finally:
             if self.state is WorkerState.STARTING:
                 self.kill()
@@ -153,16 +164,27 @@ class Worker:
             drain_s = 0.0  # nothing to drain
         for number, deadline_s in ((None, drain_s), (signal.SIGTERM, _TERM_S)):
             if number:
-                self._process.signal(number)
+                await self._end(self._process, number)
             if await self._process.wait(deadline_s):
                 return
         self.kill()
         await self._process.exited.wait()
 
     def kill(self) -> None:
-        """SIGKILL now; a READY worker's death is reported like any other."""
-        if self._process:
+        """SIGKILL now, or when `before_kill` is done; a READY worker's death is reported like any other."""
+        if self._process is None:
+            return
+        if self._before_kill is None:
             self._process.signal(signal.SIGKILL)
+        elif self._killing is None:
+            self._killing = self._loop.create_task(self._end(self._process, signal.SIGKILL))
+
+    async def _end(self, process: ChildProcess, number: signal.Signals) -> None:
+        try:
+            if self._before_kill is not None and not process.ending:
+                await self._before_kill(process.pid)
+        finally:  # also where the loop is about to end
+            process.signal(number)
 
     def _move(self, state: WorkerState) -> None:
         if state not in _MOVES[self.state]:
@@ -219,6 +241,8 @@ class Worker:
                 self._finish(slot, [failure] * len(self._running[slot]), None)
             case messages.READY:
                 self._become_ready(message)
+            case messages.PROGRESS:
+                self._note_progress(messages.text_of(message))
             case messages.FAILED:
                 self._failure = messages.text_of(message)
                 self._leave_soon()
@@ -235,6 +259,17 @@ class Worker:
         self._exchange = Exchange(told.config, self._inputs, self._outputs)
         self._move(WorkerState.READY)
         self._settled.set()
+
+    def _note_progress(self, text: str) -> None:
+        self._progress = text
+        if self.state is WorkerState.STARTING and self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(self._loop.time() + self._deadline_s)
+            log.warning("model=%s %s", self._name, text)  # a load of minutes is worth a line to everybody
+
+    def _too_late(self, deadline_s: float) -> str:
+        if self._progress:
+            return f"it told nothing new within {deadline_s:g} s; the last: {self._progress}"
+        return f"it was not ready within {deadline_s:g} s"
 
     def _leave_soon(self) -> None:
         """See to it that a process which has nothing more to say ends."""
