@@ -43,11 +43,6 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 @click.option(
     "--spin/--no-spin", default=False, help="Engine threads spin while idle: faster alone, slower beside others."
 )
-@click.option(
-    "--strict-provider",
-    is_flag=True,
-    help="Refuse ONNX models of which onnxruntime would run some nodes on the CPU though a GPU was asked for.",
-)
 @click.option("--host", "--http-host", "host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--http-port",
@@ -85,6 +80,13 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key (PEM).")
 @click.option(
     "--max-request-bytes", type=click.IntRange(1), default=64 * 2**20, help="Largest request body.  [default: 64 MiB]"
+)
+@click.option(
+    "--mps",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="NVIDIA MPS for models that share a GPU; auto: where it can be had; on: or end with exit code 1.",
 )
 @click.option(
     "--load-timeout-s",

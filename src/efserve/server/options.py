@@ -16,7 +16,6 @@ class ServeConfig:
     max_batch: int | None = None
     queue_delay_us: int | None = None
     spin: bool = False
-    strict_provider: bool = False
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
@@ -26,6 +25,7 @@ class ServeConfig:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     max_request_bytes: int = 64 * 2**20
+    mps: str = "auto"  # auto, on, off
     load_timeout_s: float = 300.0
     drain_s: float = 30.0
     server_name: str = "efserve"
