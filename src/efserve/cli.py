@@ -14,6 +14,8 @@ COMMANDS = {
     "infer": "Run a model on images or arrays and print the top classes.",
     "serve": "Serve a model repository over the KServe v2 protocol.",
     "models": "Show the models of a running server; load and unload them.",
+    "devices": "Show this machine's processor and GPUs.",
+    "doctor": "Check what serving and sharing need here, and how to mend it.",
     "check": "Validate a model repository without serving it.",
     "bench": "Measure a server under load; starts one itself without --url.",
     "compare": "Measure several servers in turns and tell differences from noise.",
