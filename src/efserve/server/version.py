@@ -289,7 +289,7 @@ class ServedVersion:
         if timing is not None:
             self.counters.batch_done(batch, sum([request.rows for request in batch]), timing, now_ns)
             if self._tracer.is_on:
-                self._tracer.batch_done(self.name, self.version, batch, timing, now_ns)
+                self._tracer.batch_done(self.config, self.version, zip(batch, outcomes, strict=True), timing, now_ns)
         else:
             for request in batch:
                 self.counters.failed(BACKEND, now_ns - request.arrival_ns)
