@@ -23,6 +23,7 @@ COMMANDS = {
     "profile": "Measure latency over batch sizes and shares of the device.",
     "plan": "Pack models on partitions of devices so that every rate and SLO holds.",
     "simulate": "Run plans on simulated devices and tell how many requests keep their SLO.",
+    "mps": "Start, look at or stop NVIDIA MPS, by which processes share a GPU.",
 }
 
 

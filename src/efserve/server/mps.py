@@ -204,6 +204,7 @@ class MpsService:
                 lease.give_back()
             return
         unit = _Unit(lease, FaultLog(self._daemons.directory.logs(name)))
+        unit.faults.new_fault()  # what is in the log already has been before
         self._units[name] = unit
         unit.watch = asyncio.create_task(self._look_for_ever(name, unit))
 
