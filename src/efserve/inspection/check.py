@@ -28,6 +28,7 @@ class CheckJob:
     engine: str = ""
     instances: int | None = None
     threads: int | None = None
+    strict_provider: bool = False
     load_timeout_s: float = 300.0
 
 
@@ -78,6 +79,7 @@ async def _check_version(job: CheckJob, folder: ModelFolder, number: int, room: 
             engine=version.engine,
             partition=partitions[0],
             max_batch=DEFAULT_MAX_BATCH,
+            strict_provider=job.strict_provider,
         )
         served_on = Place(partitions, sum(map(len, room.usable)), placed.notes, job.instances is not None)
         return await _load(spec, folder, served_on, job.load_timeout_s)
