@@ -7,6 +7,7 @@ batching or shared memory.
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -97,6 +98,19 @@ _LIBRARIES = {  # engine -> the library that it needs, and how to get it
     "torchscript": ("torch", "pip install 'efserve[torch]'"),
     "python": ("", ""),
 }
+
+
+_GPU_PACKAGES = {"onnx": "onnxruntime-gpu", "torchscript": "torch"}  # engine -> the package that can use GPUs
+
+
+def can_use_gpus(name: str) -> bool:
+    """Whether the engine's library is one for GPUs, as far as its package tells without being loaded."""
+    if name == "tensorrt":
+        return True
+    try:
+        return "+cpu" not in metadata.version(_GPU_PACKAGES[name])
+    except (KeyError, metadata.PackageNotFoundError):
+        return False
 
 
 def load(name: str, source: Source) -> Engine:
