@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from hashlib import blake2b
 
-from efserve.inference import InferRequest, Outputs
+from efserve.inference import Buffer, InferRequest, Outputs
 
 _ENTRY_BYTES = 256  # about what an entry costs beside its tensors
 
@@ -46,7 +46,7 @@ def request_key(owner: bytes, request: InferRequest) -> bytes:
     digest = blake2b(owner, digest_size=32)
     for shape, tensor in zip(request.shapes, request.tensors, strict=True):
         digest.update(b"%r %d " % (shape, len(tensor)))
-        digest.update(tensor)
+        digest.update(tensor if isinstance(tensor, Buffer) else bytes(tensor))
     return digest.digest()
 
 
