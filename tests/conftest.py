@@ -1,6 +1,7 @@
-"""What every test needs: Ctrl-C as a terminal gives it, also where the suite runs as a background job; a driver in C.
+"""What every test needs: Ctrl-C as a terminal gives it, no verdict by the clock, and a driver in C.
 
-A shell starts background jobs with SIGINT ignored, and every process below inherits that.
+A shell starts background jobs with SIGINT ignored, and every process below inherits that. Hypothesis fails what takes
+longer than it finds usual, which on a busy machine anything may.
 """
 
 import shutil
@@ -9,8 +10,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
