@@ -21,7 +21,8 @@ from pathlib import Path
 import uvloop
 
 from efserve.client.answers import HeadCache
-from efserve.client.http import Endpoint, HttpConnection, prepare
+from efserve.client.endpoint import Endpoint
+from efserve.client.http import HttpConnection, prepare
 from efserve.loadtest.closed_loop import ClosedLoop
 from harness import bare_server, make_cnn, make_identity, serving, write_request, wrk
 

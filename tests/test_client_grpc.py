@@ -10,7 +10,9 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from efserve.client.connection import CLOSED, CONNECT, GARBLED, Connection
-from efserve.client.grpc import GrpcConnection, GrpcEndpoint
+from efserve.client.endpoint import GrpcEndpoint
+from efserve.client.grpc import GrpcConnection
+from efserve.client.v2 import ModelInfo
 from efserve.client.v2_grpc import V2GrpcClient, infer_outputs, infer_request, payload_bytes
 from efserve.codec.grpc import framed
 from efserve.errors import InferenceFailed, RemoteError, UsageError
@@ -19,6 +21,13 @@ from efserve.tensors import TensorSpec
 from fakes import FakeModel, FakeService, identity_config
 
 SPEC = TensorSpec("input", "FP32", (-1, 16))
+
+
+def info(name: str, *inputs: TensorSpec) -> ModelInfo:
+    """A model of one FP32 input and one output, or of these inputs."""
+    return ModelInfo(name, "", "", inputs or (SPEC,), (TensorSpec("output", "FP32", (-1, -1)),), 8)
+
+
 ROW = np.arange(16, dtype=np.float32).reshape(1, 16)
 
 
@@ -48,12 +57,12 @@ def test_calls() -> None:
         client = V2GrpcClient(url)
         found = await client.call("ModelMetadata", pb.ModelMetadataRequest(name="identity"))
         assert found.inputs[0].name == "input"
-        answer = await client.infer(infer_request("identity", "", [SPEC], [ROW]))
-        assert np.array_equal(infer_outputs(answer)["output"], ROW)
-        ranked = await client.infer(infer_request("identity", "", [SPEC], [ROW], {"output": 1}))
-        assert infer_outputs(ranked)["output"].tolist() == [[b"15.000000:15"]]
+        answer = await client.infer(info("identity"), [ROW])
+        assert np.array_equal(answer.outputs["output"], ROW)
+        assert answer.payload_bytes == 64
+        assert (await client.classify(info("identity"), [ROW], "output", 1)).tolist() == [[b"15.000000:15"]]
         with pytest.raises(RemoteError, match="'nobody' is not found"):
-            await client.infer(infer_request("nobody", "", [SPEC], [ROW]))
+            await client.infer(info("nobody"), [ROW])
 
     run(test)
 
@@ -61,16 +70,16 @@ def test_calls() -> None:
 def test_a_large_tensor() -> None:
     async def test(url: str) -> None:
         values = np.arange(2_000_000, dtype=np.float32).reshape(1, -1)
-        request = infer_request("wide", "", [TensorSpec("input", "FP32", (-1, -1))], [values])
-        assert np.array_equal(infer_outputs(await V2GrpcClient(url).infer(request))["output"], values)
+        answer = await V2GrpcClient(url).infer(info("wide", TensorSpec("input", "FP32", (-1, -1))), [values])
+        assert np.array_equal(answer.outputs["output"], values)
 
     run(test)
 
 
 def test_a_stream() -> None:
     async def test(url: str) -> None:
-        requests = [infer_request("identity", "", [SPEC], [ROW + n]) for n in range(50)]
-        requests.insert(10, infer_request("nobody", "", [SPEC], [ROW]))
+        requests = [infer_request(info("identity"), [ROW + n]) for n in range(50)]
+        requests.insert(10, infer_request(info("nobody"), [ROW]))
         answers: list[Any] = []
         await V2GrpcClient(url).stream(requests, answers.append)
         assert len(answers) == 51
@@ -86,7 +95,7 @@ def test_a_stream() -> None:
 def test_a_deadline() -> None:
     async def test(url: str) -> None:
         with pytest.raises(RemoteError, match=r"no answer to ModelInfer within 0\.1 s"):
-            await V2GrpcClient(url, deadline_s=0.1).infer(infer_request("held", "", [SPEC], [ROW]))
+            await V2GrpcClient(url, deadline_s=0.1).infer(info("held"), [ROW])
 
     run(test)
 
@@ -153,7 +162,7 @@ class Recorder:
 
 
 def prepared(model: str) -> bytes:
-    return b"".join(framed([infer_request(model, "", [SPEC], [ROW]).SerializeToString()]))
+    return b"".join(framed([infer_request(info(model), [ROW]).SerializeToString()]))
 
 
 def test_a_connection_for_load() -> None:

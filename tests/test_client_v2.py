@@ -60,7 +60,7 @@ def test_inference_gives_the_tensors_back(binary: bool, chunked: bool) -> None:
             client = V2Client(url)
             model = await client.model("echo")
             rows = np.random.default_rng(0).random((3, 16), np.float32)
-            answer = await client.infer(model, infer_body(model.inputs, [rows], binary))
+            answer = await client.infer(model, [rows], binary=binary)
             np.testing.assert_array_equal(answer.outputs["output"], rows)
             assert answer.payload_bytes == (rows.nbytes if binary else -1)
             counters = await client.counters(model)
@@ -80,7 +80,7 @@ def test_the_servers_own_words_reach_the_caller() -> None:
             assert caught.value.status == 404
             model = await client.model("echo")
             with pytest.raises(RemoteError, match="batch-size must be <= 8 for 'echo'"):
-                await client.infer(model, infer_body(model.inputs, [np.zeros((9, 16), np.float32)], binary=True))
+                await client.infer(model, [np.zeros((9, 16), np.float32)])
 
     uvloop.run(main())
 

@@ -5,9 +5,11 @@ import re
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 
-from efserve.frontend.metrics import expose
+from efserve.devices.nvml import connect
+from efserve.frontend.metrics import expose, gpu_metrics
 from efserve.frontend.web import create_app
 from efserve.inference import BatchTiming, InferRequest
+from fake_nvml import LIBRARY_NOT_FOUND, FakeNvml, h200
 from fakes import FakeModel, FakeService, identity_config
 
 
@@ -51,6 +53,23 @@ def test_numbers_are_plain_and_labels_in_order() -> None:
             assert re.fullmatch(r"[a-z_]+(\{.*\})? -?\d+(\.\d+)?", line), line
             labels = re.findall(r'[{,](\w+)="', line)
             assert [label for label in labels if label != "le"] == sorted(label for label in labels if label != "le")
+
+
+def test_gpus_tell_what_they_can() -> None:
+    shy = {"nvmlDeviceGetUUID": "GPU-b", "nvmlDeviceGetPowerUsage": 55_500}
+    families = gpu_metrics(connect(FakeNvml(h200("GPU-a"), shy)))
+    samples = {(sample.name, sample.labels["gpu_uuid"]): sample.value for each in families for sample in each.samples}
+    assert samples == {
+        ("nv_gpu_utilization", "GPU-a"): 0.37,
+        ("nv_gpu_power_usage", "GPU-a"): 118.25,
+        ("nv_gpu_memory_used_bytes", "GPU-a"): 10**9,
+        ("nv_gpu_memory_total_bytes", "GPU-a"): 141 * 10**9,
+        ("nv_gpu_power_usage", "GPU-b"): 55.5,
+    }
+
+
+def test_a_machine_without_gpus_has_no_samples_of_them() -> None:
+    assert not [each for each in gpu_metrics(connect(FakeNvml(init=LIBRARY_NOT_FOUND))) if each.samples]
 
 
 def test_the_pages_exist() -> None:

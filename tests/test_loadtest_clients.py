@@ -6,7 +6,8 @@ import numpy as np
 import uvloop
 
 from efserve.client.answers import HeadCache
-from efserve.client.http import Endpoint, HttpConnection, prepare
+from efserve.client.endpoint import Endpoint
+from efserve.client.http import HttpConnection, prepare
 from efserve.client.infer import infer_body
 from efserve.loadtest.clients import ShortClients
 from efserve.loadtest.recording import Chunk

@@ -9,7 +9,8 @@ import uvloop
 
 from efserve.client.answers import HeadCache
 from efserve.client.connection import CLOSED, CONNECT, TIMEOUT, WRONG_SIZE
-from efserve.client.http import Endpoint, HttpConnection, prepare
+from efserve.client.endpoint import Endpoint
+from efserve.client.http import HttpConnection, prepare
 from efserve.client.infer import infer_body
 from efserve.loadtest.closed_loop import ClosedLoop
 from efserve.tensors import TensorSpec

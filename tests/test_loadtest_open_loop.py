@@ -9,7 +9,8 @@ import uvloop
 
 from efserve.client.answers import HeadCache
 from efserve.client.connection import TIMEOUT
-from efserve.client.http import Endpoint, HttpConnection, prepare
+from efserve.client.endpoint import Endpoint
+from efserve.client.http import HttpConnection, prepare
 from efserve.client.infer import infer_body
 from efserve.loadtest.open_loop import OpenLoop
 from efserve.loadtest.recording import Chunk

@@ -23,7 +23,7 @@ def test_usage_is_what_the_system_says() -> None:
 
 def test_the_processes_of_an_embedded_server() -> None:
     with family() as (parent, child):
-        found = server_pids("http://127.0.0.1:1", parent)
+        found = server_pids("127.0.0.1", 1, parent)
         assert found == with_children([parent]) == ServerPids((parent,), (child,))
         assert with_children([parent], but=[child]) is None
     assert with_children([2**22 + 1]) is None
@@ -36,7 +36,7 @@ def test_the_process_that_listens_is_found() -> None:
             port = int(url.rpartition(":")[2])
             assert listeners("127.0.0.1", port) == [os.getpid()]
             assert listeners("192.0.2.1", port) == []
-            assert server_pids(url, None) is None  # client and server in one process cannot be told apart
+            assert server_pids("127.0.0.1", port, None) is None  # client and server in one process cannot be told apart
         assert listeners("127.0.0.1", port) == []
 
     uvloop.run(main())

@@ -100,12 +100,12 @@ def test_a_level_that_never_began_has_no_samples() -> None:
 def test_the_page_that_was_asked_for_has_to_answer() -> None:
     async def main() -> None:
         async with serving(Script([GOOD], "close")) as url:
-            page = await metrics_page(url + "/some/where", "", "http://127.0.0.1:1", "m")
+            page = await metrics_page(url + "/some/where", "", "127.0.0.1", "m")
             assert page is not None
             assert page.url == url + "/some/where"
             assert repr(page) == f"<MetricsPage {url}/some/where>"
         async with serving(Script([BAD], "close")) as url:
-            await metrics_page(url, "", "http://127.0.0.1:1", "m")
+            await metrics_page(url, "", "127.0.0.1", "m")
 
     with pytest.raises(UsageError, match=r"--metrics-url: http://127.0.0.1:\d+/metrics answered with status 404"):
         uvloop.run(main())
@@ -113,10 +113,10 @@ def test_the_page_that_was_asked_for_has_to_answer() -> None:
 
 def test_a_guess_may_be_wrong_in_silence() -> None:
     """There is no server on this loopback address."""
-    assert uvloop.run(metrics_page("", "", "http://127.77.77.77:9", "m")) is None
+    assert uvloop.run(metrics_page("", "", "127.77.77.77", "m")) is None
 
 
 def test_the_embedded_server_tells_its_page() -> None:
-    page = uvloop.run(metrics_page("", "http://127.0.0.1:5", "http://127.0.0.1:6", "m"))
+    page = uvloop.run(metrics_page("", "http://127.0.0.1:5", "127.0.0.1", "m"))
     assert page is not None
     assert page.url == "http://127.0.0.1:5/metrics"

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from efserve.engines.base import Remark
 from efserve.inference import BatchTiming, InferRequest, Outcome, Outputs
 from efserve.model_config import ModelConfig
 from efserve.partition import Partition
@@ -38,6 +39,8 @@ class Echo:
     binds: bool = False
     version: str = "echo 1"
     warmup_runs: int = 1
+    remarks: Sequence[Remark] = ()
+    device_ns: int = 0
     runs: int = 0
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
@@ -107,6 +110,16 @@ def random_request(
 ) -> InferRequest:
     shapes = [(rows, *fixed) for fixed in dims]
     return request([random_array(random, s.datatype, shape) for s, shape in zip(specs, shapes, strict=True)], rows)
+
+
+@pytest.mark.parametrize("binds", [False, True])
+def test_the_time_on_the_device_comes_with_the_batch(binds: bool) -> None:
+    specs = [TensorSpec("x", "FP32", (2,))]
+    with Pair(Echo(config_of(specs), binds, device_ns=1234)) as pair:
+        run = pair.exchange.write(0, [request([np.zeros((1, 2), np.float32)], 1)])
+        timing = BatchTiming._make(messages.DONE_HEAD.unpack_from(pair.executor.run(run))[2:])
+    assert timing.device_ns == 1234
+    assert timing.start_ns <= timing.input_ns <= timing.infer_ns <= timing.output_ns
 
 
 @settings(max_examples=60, deadline=None)

@@ -112,7 +112,7 @@ class ModelCounters:
     def batch_done(self, requests: Sequence[InferRequest], rows: int, timing: BatchTiming, now_ns: int) -> None:
         """Count one successful execution. Stamps are `time.monotonic_ns()`, `now_ns` is the end of its requests."""
         number = len(requests)
-        start_ns, input_end_ns, infer_end_ns, output_end_ns = timing
+        start_ns, input_end_ns, infer_end_ns, output_end_ns, _ = timing
         input_ns = max(0, input_end_ns - start_ns)
         infer_ns = max(0, infer_end_ns - input_end_ns)
         output_ns = max(0, output_end_ns - infer_end_ns)

@@ -61,3 +61,4 @@ class BatchTiming(NamedTuple):
     input_ns: int  # the inputs are arrays
     infer_ns: int  # the engine has answered
     output_ns: int  # the outputs are in shared memory
+    device_ns: int = 0  # no stamp: how long the GPU worked on it by its own clock; 0: not known

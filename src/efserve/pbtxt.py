@@ -126,7 +126,11 @@ def _from_message(message: Any, name: str) -> ModelConfig:
 
 def config_json(config: ModelConfig) -> dict[str, Any]:
     """ModelConfig as the protocol's JSON: proto field names, unset scalars printed, 64-bit integers as numbers."""
-    message = config_message(config)
+    return message_json(config_message(config))
+
+
+def message_json(message: Any) -> dict[str, Any]:
+    """A ModelConfig message as the protocol's JSON."""
     printed = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )

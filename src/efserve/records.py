@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from efserve.devices.cpu import cpu_model
 from efserve.errors import UsageError
 from efserve.intervals import Interval
 from efserve.packing import pack, unpack
@@ -370,17 +371,10 @@ def machine_facts() -> Machine:
         except metadata.PackageNotFoundError:
             continue
     return Machine(
-        cpu_model=_cpu_model(),
+        cpu_model=cpu_model(),
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=psutil.virtual_memory().total,
         kernel=platform.release(),
         python=platform.python_version(),
         libraries=libraries,
     )
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

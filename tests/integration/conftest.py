@@ -1,4 +1,4 @@
-"""NVIDIA's perf_analyzer, fetched from the package registry once and kept out of the repository."""
+"""NVIDIA's perf_analyzer, fetched from the package registry once and kept out of the repository; a certificate."""
 
 import os
 import subprocess
@@ -42,3 +42,17 @@ def perf_analyzer() -> Callable[..., subprocess.CompletedProcess[str]]:
     if run("--version").returncode:
         pytest.skip(f"perf_analyzer does not run here: {run('--version').stderr.strip()}; on Debian it needs libb64-0d")
     return run
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for localhost and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    return cert, key

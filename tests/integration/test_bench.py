@@ -186,7 +186,7 @@ def test_a_second_ctrl_c_quits_at_once(tmp_path: Path, server: subprocess.Popen[
     ("arguments", "code", "says"),
     [
         (["--concurrency", "x"], 2, "--concurrency: expected START:END[:STEP] or a list such as 1,2,4; got 'x'"),
-        (["--url", "https://h"], 2, "URL 'https://h': expected http://HOST:PORT; other schemes are not supported"),
+        (["--url", "ftp://h"], 2, "URL 'ftp://h': expected http://HOST:PORT or https://HOST:PORT; other schemes"),
         (["--url", "http://h", "--threads", "1"], 2, "--threads is for the embedded server"),
         (["--json", "-", "--csv", "-"], 2, "--json - and --csv - cannot both have stdout"),
     ],

@@ -4,7 +4,6 @@ import http.client
 import json
 import socket
 import ssl
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +13,6 @@ from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
 from live_server import SHIPPED, serve
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for localhost and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-    except FileNotFoundError:
-        pytest.skip("openssl is not installed")
-    return cert, key
 
 
 def image(rows: int) -> triton.InferInput:

@@ -22,6 +22,8 @@ def wrong_size(payload_bytes: int, right_bytes: int) -> tuple[str, str]:
 class Connection(Protocol):
     """One connection, with at most one request under way. It opens at the first `send`, and again after a failure."""
 
+    protocol: str  # for the kinds of its failures: http, grpc
+
     # Owned by the caller, about the request under way:
     start_ns: int  # when it was sent
     due_ns: int  # when it was to be sent

@@ -7,7 +7,8 @@ from typing import cast
 import msgspec
 
 from efserve.client.answers import AnswerParser, BadAnswer
-from efserve.client.http import Endpoint, prepare, reason_of
+from efserve.client.endpoint import SYSTEM_TRUST, Endpoint, Trust, reason_of
+from efserve.client.http import prepare
 from efserve.errors import RemoteError
 
 MAX_ANSWER_BYTES = 1 << 30
@@ -44,9 +45,9 @@ class _Error(msgspec.Struct):
 class HttpClient:
     """Calls one server, a new connection per call, so that no idle connection can go stale."""
 
-    def __init__(self, url: str, deadline_s: float = 30.0) -> None:
+    def __init__(self, url: str, deadline_s: float = 30.0, trust: Trust = SYSTEM_TRUST) -> None:
         """Raises UsageError for a URL that is not HTTP."""
-        self.endpoint = Endpoint(url)
+        self.endpoint = Endpoint(url, trust)
         self.deadline_s = deadline_s
 
     def __repr__(self) -> str:
@@ -61,7 +62,9 @@ class HttpClient:
         exchange = _Exchange(loop.create_future())
         try:
             async with asyncio.timeout(self.deadline_s):
-                transport, _ = await loop.create_connection(lambda: exchange, self.endpoint.host, self.endpoint.port)
+                transport, _ = await loop.create_connection(
+                    lambda: exchange, self.endpoint.host, self.endpoint.port, ssl=self.endpoint.tls
+                )
                 try:
                     transport.write(request)
                     return await exchange.answer

@@ -7,17 +7,15 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import cast
-from urllib.parse import urlsplit
 
 from efserve.client.connection import CLOSED, CONNECT, GARBLED, RESET, Listener
-from efserve.client.http import reason_of
+from efserve.client.endpoint import GrpcEndpoint, reason_of
 from efserve.codec.grpc import CallFailed, MessageReader, Status, message_text
 from efserve.codec.http2.connection import Connection
 from efserve.codec.http2.events import DataReceived, Event, HeadReceived, StreamEnded, TrailersReceived
 from efserve.codec.http2.headers import Head, encode_headers
 from efserve.codec.http2.limits import Limits
 from efserve.codec.http2.streams import Stream
-from efserve.errors import UsageError
 from efserve.inference import Body
 
 SERVICE = "inference.GRPCInferenceService"
@@ -26,37 +24,19 @@ MAX_MESSAGE_BYTES = (1 << 31) - 1
 _LIMITS = Limits(stream_window=16 << 20, connection_window=64 << 20, frame_bytes=1 << 20)
 
 
-class GrpcEndpoint:
-    """Where a server listens, from its URL."""
-
-    __slots__ = ("authority", "host", "port", "url")
-
-    def __init__(self, url: str) -> None:
-        """Raises UsageError unless the URL is `grpc://host[:port]`."""
-        try:
-            parts = urlsplit(url)
-            self.port = parts.port or 8001
-        except ValueError as exc:
-            raise UsageError(f"URL '{url}': {exc}; expected grpc://HOST:PORT") from exc
-        if parts.scheme != "grpc" or not parts.hostname or parts.path.strip("/") or parts.query or "@" in parts.netloc:
-            raise UsageError(f"URL '{url}': expected grpc://HOST:PORT, and nothing after it")
-        self.host = parts.hostname
-        self.authority = parts.netloc
-        self.url = f"grpc://{self.authority}"
-
-    def head(self, method: str) -> bytes:
-        """The header block of every call of one method of the protocol's service."""
-        return encode_headers(
-            [
-                (b":method", b"POST"),
-                (b":scheme", b"http"),
-                (b":path", f"/{SERVICE}/{method}".encode()),
-                (b":authority", self.authority.encode()),
-                (b"te", b"trailers"),
-                (b"content-type", b"application/grpc"),
-                (b"user-agent", b"efserve"),
-            ]
-        )
+def call_head(endpoint: GrpcEndpoint, method: str) -> bytes:
+    """The header block of every call of one method of the protocol's service."""
+    return encode_headers(
+        [
+            (b":method", b"POST"),
+            (b":scheme", b"https" if endpoint.tls else b"http"),
+            (b":path", f"/{SERVICE}/{method}".encode()),
+            (b":authority", endpoint.authority.encode()),
+            (b"te", b"trailers"),
+            (b"content-type", b"application/grpc"),
+            (b"user-agent", b"efserve"),
+        ]
+    )
 
 
 class Reply:
@@ -169,12 +149,14 @@ class GrpcConnection:
     `payload_of` tells how many bytes of tensors an answer has.
     """
 
+    protocol = "grpc"
+
     def __init__(self, endpoint: GrpcEndpoint, listener: Listener, payload_of: Callable[[Body], int]) -> None:
         self.start_ns = self.due_ns = 0
         self.model = 0
         self.busy = False  # a request is under way
         self._endpoint = endpoint
-        self._head = endpoint.head("ModelInfer")
+        self._head = call_head(endpoint, "ModelInfer")
         self._listener = listener
         self._payload_of = payload_of
         self._channel: Channel | None = None
@@ -217,7 +199,7 @@ class GrpcConnection:
         channel = self._channel = Channel(self._opened, self.abort)
         try:
             await asyncio.get_running_loop().create_connection(
-                lambda: channel, self._endpoint.host, self._endpoint.port
+                lambda: channel, self._endpoint.host, self._endpoint.port, ssl=self._endpoint.tls
             )
         except OSError as exc:
             self._opening = None

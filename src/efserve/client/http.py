@@ -7,35 +7,12 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic_ns
 from typing import cast
-from urllib.parse import urlsplit
 
 from efserve.client.answers import AnswerHead, AnswerParser, BadAnswer, HeadCache
 from efserve.client.connection import CLOSED, CONNECT, GARBLED, RESET, Listener
-from efserve.errors import UsageError
+from efserve.client.endpoint import Endpoint, reason_of
 
 ERROR_TEXT_BYTES = 4096
-
-
-class Endpoint:
-    """Where a server listens, from its URL; `prefix` is the path in front of /v2, without a slash at its end."""
-
-    __slots__ = ("authority", "host", "port", "prefix", "url")
-
-    def __init__(self, url: str) -> None:
-        """Raises UsageError unless the URL is `[http://]host[:port][/path]`."""
-        try:
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-            self.port = parts.port or 80
-        except ValueError as exc:
-            raise UsageError(f"URL '{url}': {exc}; expected http://HOST:PORT") from exc
-        if parts.scheme != "http" or not parts.hostname:
-            raise UsageError(f"URL '{url}': expected http://HOST:PORT; other schemes are not supported")
-        if "@" in parts.netloc or parts.query or parts.fragment:
-            raise UsageError(f"URL '{url}': expected http://HOST:PORT[/PATH], without user, query or fragment")
-        self.host = parts.hostname
-        self.prefix = parts.path.rstrip("/")
-        self.authority = parts.netloc
-        self.url = f"http://{self.authority}{self.prefix}"
 
 
 def prepare(
@@ -47,13 +24,6 @@ def prepare(
         fields["Content-Length"] = str(len(body))
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"{method} {endpoint.prefix}{path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1") + body
-
-
-def reason_of(exc: OSError) -> str:
-    """Why a connection could not be made, in the system's words."""
-    if isinstance(exc, ConnectionRefusedError) or "refused" in str(exc).lower():
-        return "connection refused"
-    return exc.strerror or str(exc)
 
 
 class HttpConnection:
@@ -73,6 +43,7 @@ class HttpConnection:
         "model",
         "start_ns",
     )
+    protocol = "http"
 
     def __init__(self, endpoint: Endpoint, listener: Listener, heads: HeadCache) -> None:
         self.start_ns = self.due_ns = self.model = 0
@@ -118,7 +89,9 @@ class HttpConnection:
     async def _open(self) -> None:
         wire = self._wire = _Wire(self, self._listener, self._heads)
         try:
-            await asyncio.get_running_loop().create_connection(lambda: wire, self._endpoint.host, self._endpoint.port)
+            await asyncio.get_running_loop().create_connection(
+                lambda: wire, self._endpoint.host, self._endpoint.port, ssl=self._endpoint.tls
+            )
         except OSError as exc:
             self._opening = None
             self.abort(CONNECT, reason_of(exc))

@@ -1,7 +1,7 @@
 """Bodies of inference requests and answers, with binary tensors or as JSON alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -36,8 +36,10 @@ class InferAnswer:
     payload_bytes: int  # -1: none came in binary
 
 
-def infer_body(specs: Sequence[TensorSpec], arrays: Sequence[Array], binary: bool) -> InferBody:
-    """Body of a request that asks for all outputs; arrays are in the order of `specs`, shapes whole.
+def infer_body(
+    specs: Sequence[TensorSpec], arrays: Sequence[Array], binary: bool, outputs: Sequence[object] = ()
+) -> InferBody:
+    """Body of a request; arrays are in the order of `specs`, shapes whole. `outputs`: only these, () for all.
 
     Raises RemoteError when the server takes JSON alone and a datatype has no JSON form.
     """
@@ -56,9 +58,13 @@ def infer_body(specs: Sequence[TensorSpec], arrays: Sequence[Array], binary: boo
             entry["data"] = _json_values(array)
         inputs.append(entry)
     message: dict[str, object] = {"inputs": inputs}
+    if outputs:
+        message["outputs"] = outputs
     if not binary:
         return InferBody(msgspec.json.encode(message), -1)
-    head = msgspec.json.encode(message | {"parameters": {"binary_data_output": True}})
+    if not outputs:
+        message["parameters"] = {"binary_data_output": True}
+    head = msgspec.json.encode(message)
     return InferBody(b"".join([head, *tail]), len(head))
 
 
@@ -82,12 +88,25 @@ def read_infer(answer: HttpAnswer, model: str, specs: Sequence[TensorSpec]) -> I
         outputs[output.name] = _output_array(output, data)
     if len(tail):
         raise RemoteError(f"the answer of '{model}' has {len(tail)} bytes more than its outputs need")
+    check_outputs(outputs, model, specs)
+    return InferAnswer(outputs, -1 if answer.json_bytes < 0 else len(answer.body) - head_bytes)
+
+
+def check_outputs(outputs: Mapping[str, Array], model: str, specs: Sequence[TensorSpec]) -> None:
+    """Raises RemoteError unless the outputs have all of `specs`, in their datatypes and shapes."""
     for spec in specs:
         array = outputs.get(spec.name)
         if array is None:
             raise RemoteError(f"the answer of '{model}' lacks output '{spec.name}'; it has {', '.join(outputs)}")
         _check_output(spec, array, model)
-    return InferAnswer(outputs, -1 if answer.json_bytes < 0 else len(answer.body) - head_bytes)
+
+
+def ranked(outputs: Mapping[str, Array], output: str) -> Array:
+    """The classification of an output in an answer; RemoteError where there is none."""
+    found = outputs.get(output)
+    if found is None or found.dtype != np.object_:
+        raise RemoteError(f"the server's answer has no classification of output '{output}'")
+    return np.atleast_2d(found)
 
 
 def _output_array(output: OutputMessage, data: memoryview | None) -> Array:

@@ -7,27 +7,95 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
-from efserve.client.grpc import Channel, GrpcEndpoint, Reply
-from efserve.client.http import reason_of
+from efserve.client.endpoint import SYSTEM_TRUST, GrpcEndpoint, Trust, reason_of
+from efserve.client.grpc import Channel, Reply, call_head
+from efserve.client.infer import InferAnswer, check_outputs, ranked
+from efserve.client.v2 import ModelInfo, ServerInfo, summed, tensor_specs
 from efserve.codec.grpc import Status, framed
 from efserve.errors import EfserveError, RemoteError
 from efserve.inference import Body
-from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec, byte_size, to_array, to_wire
+from efserve.pbtxt import message_json
+from efserve.records import ServerCounters
+from efserve.tensors import NUMPY_DTYPES, Array, byte_size, to_array, to_wire
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 Message = Any  # of protobuf, which has no types
 
 
 class V2GrpcClient:
-    """Calls one server, a new connection per call. Every method raises RemoteError with the server's own text."""
+    """A `V2Server` over gRPC, a new connection per call; tensors always travel in binary."""
 
-    def __init__(self, url: str, deadline_s: float = 30.0) -> None:
+    def __init__(self, url: str, deadline_s: float = 30.0, trust: Trust = SYSTEM_TRUST) -> None:
         """Raises UsageError for a URL that is not gRPC's."""
-        self.endpoint = GrpcEndpoint(url)
+        self.endpoint = GrpcEndpoint(url, trust)
         self.deadline_s = deadline_s
+        self.url, self.host, self.port = self.endpoint.url, self.endpoint.host, self.endpoint.port
 
     def __repr__(self) -> str:
-        return f"<V2GrpcClient {self.endpoint.url}>"
+        return f"<V2GrpcClient {self.url}>"
+
+    async def server(self) -> ServerInfo:
+        """See `V2Server`."""
+        found = await self.call("ServerMetadata", pb.ServerMetadataRequest())
+        return ServerInfo(found.name, found.version, tuple(found.extensions))
+
+    async def ready_models(self) -> list[str] | None:
+        """See `V2Server`."""
+        try:
+            found = await self.call("RepositoryIndex", pb.RepositoryIndexRequest(ready=True))
+        except RemoteError as exc:
+            if exc.status == Status.UNIMPLEMENTED:
+                return None
+            raise
+        return list(dict.fromkeys(model.name for model in found.models))
+
+    async def model(self, name: str, version: str = "") -> ModelInfo:
+        """See `V2Server`."""
+        found = await self.call("ModelMetadata", pb.ModelMetadataRequest(name=name, version=version))
+        try:
+            config = (await self.call("ModelConfig", pb.ModelConfigRequest(name=name, version=version))).config
+        except RemoteError as exc:
+            if exc.status != Status.UNIMPLEMENTED:
+                raise
+            config = None
+        return ModelInfo(
+            name=name,
+            version=version,
+            platform=found.platform,
+            inputs=tensor_specs(found.inputs),
+            outputs=tensor_specs(found.outputs),
+            max_batch_size=None if config is None else config.max_batch_size,
+            config=None if config is None else message_json(config),
+        )
+
+    async def counters(self, model: ModelInfo) -> ServerCounters | None:
+        """See `V2Server`."""
+        request = pb.ModelStatisticsRequest(name=model.name, version=model.version)
+        try:
+            totals = (await self.call("ModelStatistics", request)).model_stats
+        except RemoteError as exc:
+            if exc.status == Status.UNIMPLEMENTED:
+                return None
+            raise
+        return summed(totals)
+
+    async def infer(self, model: ModelInfo, arrays: Sequence[Array], *, binary: bool = True) -> InferAnswer:
+        """See `V2Server`."""
+        answer = await self.call("ModelInfer", infer_request(model, arrays))
+        outputs = infer_outputs(answer)
+        check_outputs(outputs, model.name, model.outputs)
+        return InferAnswer(outputs, sum(map(len, answer.raw_output_contents)))
+
+    async def classify(
+        self, model: ModelInfo, arrays: Sequence[Array], output: str, count: int, *, binary: bool = True
+    ) -> Array:
+        """See `V2Server`."""
+        answer = await self.call("ModelInfer", infer_request(model, arrays, {output: count}))
+        return ranked(infer_outputs(answer), output)
+
+    def request(self, model: ModelInfo, arrays: Sequence[Array], *, binary: bool = True) -> bytes:
+        """See `V2Server`."""
+        return b"".join(framed([infer_request(model, arrays).SerializeToString()]))
 
     async def call(self, method: str, request: Message) -> Message:
         """One unary call: its request's message to its answer's."""
@@ -36,10 +104,6 @@ class V2GrpcClient:
         if not answers:
             raise RemoteError(f"{self.endpoint.url}: {method} has no answer")
         return answers[0]
-
-    async def infer(self, request: Message) -> Message:
-        """Run a model once."""
-        return await self.call("ModelInfer", request)
 
     async def stream(self, requests: Iterable[Message], on_answer: Callable[[Message], None]) -> None:
         """Send all requests on one ModelStreamInfer; `on_answer` gets its messages as they come."""
@@ -64,8 +128,8 @@ class V2GrpcClient:
         channel = Channel(lambda: None, lambda _, text: end(Status.UNAVAILABLE, text))
         try:
             async with asyncio.timeout(self.deadline_s):
-                await loop.create_connection(lambda: channel, self.endpoint.host, self.endpoint.port)
-                stream = channel.begin(self.endpoint.head(method), Reply(take, end))
+                await loop.create_connection(lambda: channel, self.host, self.port, ssl=self.endpoint.tls)
+                stream = channel.begin(call_head(self.endpoint, method), Reply(take, end))
                 for request in requests:
                     channel.send(stream, b"".join(framed([request.SerializeToString()])), last=False)
                 channel.send(stream, b"", last=True)
@@ -80,19 +144,13 @@ class V2GrpcClient:
             raise RemoteError(text or f"{method} failed with gRPC status {status}", status)
 
 
-def infer_request(
-    name: str,
-    version: str,
-    specs: Sequence[TensorSpec],
-    arrays: Sequence[Array],
-    classes: Mapping[str, int] | None = None,
-) -> Message:
-    """A ModelInferRequest; arrays are in the order of `specs`, shapes whole.
+def infer_request(model: ModelInfo, arrays: Sequence[Array], classes: Mapping[str, int] | None = None) -> Message:
+    """A ModelInferRequest; arrays are in the order of the model's inputs, shapes whole.
 
     `classes` asks for these outputs only, each as so many best classes.
     """
-    request = pb.ModelInferRequest(model_name=name, model_version=version)
-    for spec, array in zip(specs, arrays, strict=True):
+    request = pb.ModelInferRequest(model_name=model.name, model_version=model.version)
+    for spec, array in zip(model.inputs, arrays, strict=True):
         request.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
         request.raw_input_contents.append(bytes(to_wire(array)))
     for output, count in (classes or {}).items():

@@ -111,7 +111,13 @@ BAR_LETTERS = 30
 @click.option("--model", default="", help="Model to measure.  [default: the only or first one]")
 @click.option("--model-version", default="", help="Its version.  [default: the latest]")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows per request.")
-@click.option("--url", default="", help="v2 server, http://HOST:PORT.  [default: start one with the options below]")
+@click.option(
+    "--url",
+    default="",
+    help="v2 server, http[s]://HOST:PORT or grpc[s]://HOST:PORT.  [default: start one with the options below]",
+)
+@click.option("--tls-ca", type=click.Path(path_type=Path), help="Authorities to believe, PEM.  [default: the system's]")
+@click.option("--tls-insecure", is_flag=True, help="Believe any certificate.")
 @click.option(
     "--metrics-url",
     default="",
@@ -171,6 +177,9 @@ BAR_LETTERS = 30
 @click.option("--csv", "csv_file", default="", help="Also write a table for spreadsheets; - for stdout.")
 @click.option("--plot", is_flag=True, help="Plot throughput and latency in the terminal while it runs.")
 @click.option(
+    "--protocol", type=click.Choice(["http", "grpc"]), help="For the embedded server: how to speak.  [default: http]"
+)
+@click.option(
     "--model-repository",
     type=click.Path(),
     multiple=True,
@@ -198,8 +207,10 @@ def command(ctx: click.Context, /, json_file: str, csv_file: str, plot: bool, **
 
     if json_file == csv_file == "-":
         raise UsageError("--json - and --csv - cannot both have stdout")
-    percentile, window_ms = options.pop("percentile"), options.pop("window_ms")
-    config = BenchConfig(percentile=percentile and int(percentile), window_ms=window_ms or 0, **options)
+    percentile, window_ms, protocol = (options.pop(name) for name in ("percentile", "window_ms", "protocol"))
+    config = BenchConfig(
+        percentile=percentile and int(percentile), window_ms=window_ms or 0, protocol=protocol or "", **options
+    )
     config.check()
     result = _run(ctx, config, machine_output="-" in (json_file, csv_file), plot=plot)
     _report(result, config, json_file, csv_file)

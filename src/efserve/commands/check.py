@@ -82,6 +82,8 @@ def _show(result: "Checked", console: "Console") -> None:
     for field in result.fields:
         table.add_row(*map(escape, (field.name, field.value, field.source, field.meaning)))
     console.print(table)
+    for remark in result.remarks:
+        console.print(escape(remark))
     for surprise in result.surprises:
         console.print(f"[yellow]note[/] {escape(surprise)}")
     console.print()

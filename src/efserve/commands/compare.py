@@ -79,6 +79,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Seconds until a request without an answer is an error.",
 )
+@click.option("--tls-ca", type=click.Path(path_type=Path), help="Authorities to believe, PEM.  [default: the system's]")
+@click.option("--tls-insecure", is_flag=True, help="Believe any certificate.")
 @click.option(
     "--model-repository", type=click.Path(), multiple=True, help="For embedded servers that name none; repeatable."
 )

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 @click.option(
-    "--url", default="", help="Ask this running server: http://HOST:PORT or grpc://HOST:PORT.  [default: run here]"
+    "--url",
+    default="",
+    help="Ask this running server: http[s]://HOST:PORT or grpc[s]://HOST:PORT.  [default: run here]",
 )
+@click.option("--tls-ca", type=click.Path(path_type=Path), help="Authorities to believe, PEM.  [default: the system's]")
+@click.option("--tls-insecure", is_flag=True, help="Believe any certificate.")
 @click.option(
     "--model-repository",
     type=click.Path(path_type=Path),

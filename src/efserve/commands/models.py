@@ -20,6 +20,8 @@ _url = click.option("--url", help="The server, where it was not given before the
 
 @click.group(invoke_without_command=True)
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The running server.")
+@click.option("--tls-ca", type=click.Path(path_type=Path), help="Authorities to believe, PEM.  [default: the system's]")
+@click.option("--tls-insecure", is_flag=True, help="Believe any certificate.")
 @click.option("--admin-token-file", type=click.Path(path_type=Path), help="File with the server's bearer token.")
 @click.option(
     "--timeout-s",

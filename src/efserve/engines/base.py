@@ -16,6 +16,18 @@ from efserve.partition import Partition
 from efserve.tensors import Array
 
 
+def _say_nothing(text: str) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What the user should know of how a model runs."""
+
+    text: str
+    is_warning: bool = False  # it runs, but not as it was meant to
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """One version of a model on disk, and how it shall run."""
@@ -26,6 +38,8 @@ class Source:
     max_batch: int = DEFAULT_MAX_BATCH  # max_batch_size of a config that is completed
     force_max_batch: int = 0  # > 0: max_batch_size of a model that batches, whatever its config says
     spin: bool = False  # engine threads spin while they wait
+    strict_provider: bool = False  # refuse a model of which a part would not run on the device that was asked for
+    on_progress: Callable[[str], object] = _say_nothing  # told how far a long load is, every few seconds
 
     def file(self, default_name: str) -> Path:
         """The model file; LoadFailed when there is none."""
@@ -49,6 +63,8 @@ class Engine(Protocol):
     config: ModelConfig  # complete
     version: str  # of the library, for people: "onnxruntime 1.20.0"
     warmup_runs: int  # runs of one batch size until its latency is steady; 0: needs no warm-up
+    remarks: Sequence[Remark]  # complete after the warm-up
+    device_ns: int  # how long the GPU worked on the last run by its own clock; 0: not known
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Outputs in the order of the config for inputs in the order of the config; may raise anything.

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from efserve.engines.base import Source
+from efserve.engines.base import Remark, Source
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.model_config import FileSignature, ModelConfig
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec
@@ -44,6 +44,8 @@ _ELEMENT_TYPES = dict(_DATATYPES.values())
 class OnnxEngine:
     """One inference session."""
 
+    device_ns = 0
+    remarks: Sequence[Remark] = ()
     warmup_runs = 1
 
     def __init__(self, session: onnxruntime.InferenceSession, config: ModelConfig, signature: FileSignature) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from efserve.engines.base import Source
+from efserve.engines.base import Remark, Source
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.model_config import FileSignature, ModelConfig
 from efserve.tensors import ABSENT, Array
@@ -26,6 +26,8 @@ from efserve.tensors import ABSENT, Array
 class PythonEngine:
     """One instance of a user's `Model`."""
 
+    device_ns = 0
+    remarks: Sequence[Remark] = ()
     warmup_runs = 0  # it may do anything, so it sees only what clients send; it can warm itself up in `__init__`
 
     def __init__(self, model: Any, config: ModelConfig) -> None:

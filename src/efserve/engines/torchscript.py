@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from efserve.engines.base import Source
+from efserve.engines.base import Remark, Source
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.model_config import FileSignature, ModelConfig
 from efserve.tensors import Array
@@ -20,6 +20,8 @@ from efserve.tensors import Array
 class TorchScriptEngine:
     """One script module in inference mode."""
 
+    device_ns = 0
+    remarks: Sequence[Remark] = ()
     warmup_runs = 2  # the first run of a size profiles, the second compiles
 
     def __init__(self, module: Any, config: ModelConfig) -> None:

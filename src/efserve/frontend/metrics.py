@@ -6,13 +6,12 @@ Numbers are written as plain decimals: perf_analyzer reads no exponents.
 
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
-from functools import cache
-from typing import Any
 
 from prometheus_client import ProcessCollector
 from prometheus_client.metrics_core import Metric
 
 from efserve.counters import Histogram, ModelCounters
+from efserve.devices.nvml import Nvml, nvml
 from efserve.frontend.service import Model, Placement, Service
 
 Labels = dict[str, str]
@@ -107,46 +106,33 @@ def _placements(placements: Iterable[Placement]) -> Iterator[Metric]:
     yield from (state, memory, cores)
 
 
-def gpu_metrics() -> Iterator[Metric]:
-    """Utilisation, power and memory of each GPU; nothing on a machine without."""
-    nvml = _nvml()
-    if nvml is None:
-        return
-    families = {
-        "nv_gpu_utilization": Metric("nv_gpu_utilization", "GPU utilization (0 to 1)", "gauge"),
-        "nv_gpu_power_usage": Metric("nv_gpu_power_usage", "GPU power usage in watts", "gauge"),
-        "nv_gpu_memory_used_bytes": Metric("nv_gpu_memory_used_bytes", "GPU memory in use", "gauge"),
-        "nv_gpu_memory_total_bytes": Metric("nv_gpu_memory_total_bytes", "GPU memory", "gauge"),
-    }
-    for index in range(nvml.nvmlDeviceGetCount()):
-        gpu = nvml.nvmlDeviceGetHandleByIndex(index)
-        labels = {"gpu_uuid": str(nvml.nvmlDeviceGetUUID(gpu))}
-        for name, read in _GPU_READERS:
-            try:
-                families[name].add_sample(name, labels, read(nvml, gpu))
-            except nvml.NVMLError:  # this GPU does not tell this value
-                continue
+def gpu_metrics(library: Nvml | None = None) -> Iterator[Metric]:
+    """Utilisation, power and memory of each GPU, as far as it tells them; nothing on a machine without."""
+    library = library or nvml()
+    families = {name: Metric(name, text, "gauge") for name, text in _GPU_GAUGES.items()}
+    for handle in library.handles().values():
+        labels = {"gpu_uuid": str(library.ask("nvmlDeviceGetUUID", handle))}
+        rates = library.ask("nvmlDeviceGetUtilizationRates", handle)
+        power_mw = library.ask("nvmlDeviceGetPowerUsage", handle)
+        memory = library.ask("nvmlDeviceGetMemoryInfo", handle)
+        values = (
+            None if rates is None else rates.gpu / 100,
+            None if power_mw is None else power_mw / 1000,
+            None if memory is None else memory.used,
+            None if memory is None else memory.total,
+        )
+        for family, value in zip(families.values(), values, strict=True):
+            if value is not None:
+                family.add_sample(family.name, labels, value)
     yield from families.values()
 
 
-_GPU_READERS: tuple[tuple[str, Callable[[Any, Any], float]], ...] = (
-    ("nv_gpu_utilization", lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100),
-    ("nv_gpu_power_usage", lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000),
-    ("nv_gpu_memory_used_bytes", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used),
-    ("nv_gpu_memory_total_bytes", lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total),
-)
-
-
-@cache
-def _nvml() -> Any | None:
-    """NVML, initialised once per process; None where there is no driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    return pynvml
+_GPU_GAUGES = {
+    "nv_gpu_utilization": "GPU utilization (0 to 1)",
+    "nv_gpu_power_usage": "GPU power usage in watts",
+    "nv_gpu_memory_used_bytes": "GPU memory in use",
+    "nv_gpu_memory_total_bytes": "GPU memory",
+}
 
 
 def _family_text(family: Metric) -> str:

@@ -38,6 +38,7 @@ class Checked:
     error: str = ""
     fields: tuple[Field, ...] = ()
     surprises: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # of the engine: how the model runs
     load_s: float = 0.0  # engine and file
     warmup_s: float = 0.0
     rss_bytes: int = 0  # of one worker
@@ -94,7 +95,8 @@ async def _load(spec: WorkerSpec, folder: ModelFolder, place: Place, deadline_s:
         model=folder.name,
         version=spec.version,
         fields=tuple(fields(spec.config, served, place, has_file=has_file)),
-        surprises=tuple(surprises(served, place)),
+        surprises=(*surprises(served, place), *(each.text for each in facts.remarks if each.is_warning)),
+        remarks=tuple(each.text for each in facts.remarks if not each.is_warning),
         load_s=facts.load_s,
         warmup_s=facts.warmup_s,
         rss_bytes=rss_bytes,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from efserve.client.control import HttpAnswer, HttpClient
+from efserve.client.endpoint import Trust
 from efserve.client.v2 import model_path
 from efserve.errors import RemoteError, UsageError
 
@@ -22,6 +23,8 @@ class ModelsJob:
     url: str = "http://127.0.0.1:8000"
     admin_token_file: Path | None = None
     timeout_s: float = 300.0
+    tls_ca: Path | None = None
+    tls_insecure: bool = False
 
 
 class IndexLine(msgspec.Struct):
@@ -38,7 +41,7 @@ class ServerModels:
 
     def __init__(self, job: ModelsJob) -> None:
         """Raises UsageError for a URL that is not HTTP and a token that cannot be read."""
-        self._http = HttpClient(job.url, job.timeout_s)
+        self._http = HttpClient(job.url, job.timeout_s, Trust(job.tls_ca, anybody=job.tls_insecure))
         self._headers = {"Content-Type": "application/json"}
         if job.admin_token_file is not None:
             try:

@@ -12,7 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
-from efserve.client.v2 import V2Client
+from efserve.client.server import v2_server
+from efserve.client.v2 import V2Server
 from efserve.errors import MeasurementFailed, UsageError
 from efserve.loadtest.config import BenchConfig
 from efserve.loadtest.crew import Child, CrewSource, LocalSource, crew
@@ -93,6 +94,7 @@ class Bench:
             traffic=tuple(model.traffic for model in self.models),
             timeout_s=self.config.timeout_s,
             work=work_of(load, self.config, self.mix),
+            trust=self.config.trust,
         )
         allow_connections(job.work.connections)
         number, self._measured = self._measured, self._measured + 1
@@ -148,21 +150,23 @@ async def prepared(config: BenchConfig, observer: Observer, stop: asyncio.Event)
         server: EmbeddedServer | None = None
         if not config.url:
             models = tuple(dict.fromkeys(mix.models)) if all(mix.models) else ()
-            start = stack.enter_async_context(embedded_server(config.server_options(), models))
+            grpc = config.protocol == "grpc"
+            start = stack.enter_async_context(embedded_server(config.server_options(), models, grpc=grpc))
             server = await _unless_stopped(start, stop)
-        client = V2Client(server.url if server else config.url, min(CONTROL_DEADLINE_S, config.timeout_s))
+        url = (server.grpc_url if config.protocol == "grpc" else server.url) if server else config.url
+        client = v2_server(url, min(CONTROL_DEADLINE_S, config.timeout_s), config.trust)
         target, found, mix = await _unless_stopped(_find(config, mix, client, server), stop)
         bench = Bench(config, server, target, found, mix, children, observer, stop)
         metrics_url, first = server.metrics_url if server else "", found[0].info.name
-        page = await metrics_page(config.metrics_url, metrics_url, target.url, first)
+        page = await metrics_page(config.metrics_url, metrics_url, client.host, first)
         pid = server.process.pid if server else None
-        bench.make_sampler = lambda: GaugeSampler(bench.client_pids(), server_pids(target.url, pid), page)
+        bench.make_sampler = lambda: GaugeSampler(bench.client_pids(), server_pids(client.host, client.port, pid), page)
         observer.on_target(target)
         yield bench
 
 
 async def _find(
-    config: BenchConfig, mix: Mix, client: V2Client, server: EmbeddedServer | None
+    config: BenchConfig, mix: Mix, client: V2Server, server: EmbeddedServer | None
 ) -> tuple[Target, tuple[TargetModel, ...], Mix]:
     info = await client.server()
     goals = config.slo_ms

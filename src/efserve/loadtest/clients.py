@@ -91,7 +91,7 @@ class ShortClients:
     def on_answer(self, connection: Connection, status: int, payload_bytes: int, end_ns: int) -> None:
         client = self._running[connection]
         if status != 200:
-            self._fail(client, f"http {status}", connection.error_text(), end_ns)
+            self._fail(client, f"{connection.protocol} {status}", connection.error_text(), end_ns)
         elif payload_bytes != self._payload_bytes and self._payload_bytes is not None:
             self._fail(client, *wrong_size(payload_bytes, self._payload_bytes), end_ns)
         else:

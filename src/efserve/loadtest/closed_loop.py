@@ -86,7 +86,7 @@ class ClosedLoop:
 
     def on_answer(self, connection: Connection, status: int, payload_bytes: int, end_ns: int) -> None:
         if status != 200:
-            self.recording.fail(f"http {status}", connection.error_text(), end_ns)
+            self.recording.fail(f"{connection.protocol} {status}", connection.error_text(), end_ns)
         elif payload_bytes != self._payload_bytes and self._payload_bytes is not None:
             self.recording.fail(*wrong_size(payload_bytes, self._payload_bytes), end_ns)
         else:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 from efserve import __version__
@@ -19,7 +20,7 @@ from efserve.records import LevelResult, Load, Target, machine_facts
 from efserve.stats import WindowFigures, in_reported_windows
 
 _NAMED = re.compile(r"([\w.-]+)=(.*)", re.DOTALL)
-# Options of the embedded server that a target may give: field of BenchConfig, and its type.
+# What a target may say of its embedded server: field of BenchConfig, and its type.
 _SERVER_OPTIONS: dict[str, tuple[str, type]] = {
     "--model-repository": ("model_repository", tuple),
     "--engine": ("engine", str),
@@ -27,6 +28,7 @@ _SERVER_OPTIONS: dict[str, tuple[str, type]] = {
     "--threads": ("threads", int),
     "--max-batch": ("max_batch", int),
     "--queue-delay-us": ("queue_delay_us", int),
+    "--protocol": ("protocol", str),
 }
 
 
@@ -54,6 +56,8 @@ class CompareConfig:
     warmup_s: float = 0.5
     window_ms: int = 0
     timeout_s: float = 30.0
+    tls_ca: Path | None = None
+    tls_insecure: bool = False
     model_repository: tuple[str, ...] = ()  # of the embedded servers that name none
 
     @property
@@ -82,7 +86,8 @@ class CompareConfig:
 
     def as_json(self) -> dict[str, Any]:
         """All options by name, as plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"tls_ca": None if self.tls_ca is None else str(self.tls_ca)}
 
 
 def _contender(text: str, base: BenchConfig) -> tuple[str, str, BenchConfig]:

@@ -1,7 +1,9 @@
 """What a benchmark is asked to do: one frozen value, checked once."""
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
+from efserve.client.endpoint import Trust, is_grpc
 from efserve.errors import UsageError
 from efserve.loadtest.levels import parse_levels, parse_range, parse_rates
 from efserve.records import Load
@@ -58,6 +60,9 @@ class BenchConfig:
     timeout_s: float = 30.0  # of one request
     metrics_url: str = ""  # of the server's Prometheus page; empty: guessed
     url: str = ""  # empty: start the embedded server
+    tls_ca: Path | None = None  # authorities to believe, PEM; None: the system's
+    tls_insecure: bool = False  # believe any certificate
+    protocol: str = ""  # with the embedded server: http (also where empty) or grpc
     model_repository: tuple[str, ...] = ()
     engine: str | None = None
     instances: int | None = None
@@ -85,6 +90,11 @@ class BenchConfig:
             levels = parse_levels(self.concurrency or DEFAULT_CONCURRENCY)
             return tuple(Load.closed(level) for level in levels)
         return ()
+
+    @property
+    def trust(self) -> Trust:
+        """Whose certificates are believed."""
+        return Trust(self.tls_ca, anybody=self.tls_insecure)
 
     @property
     def window_s(self) -> float:
@@ -125,6 +135,10 @@ class BenchConfig:
         if self.url and given:
             option = _option(next(iter(given)))
             raise UsageError(f"{option} is for the embedded server, which --url replaces; give only one of the two")
+        if self.url and self.protocol:
+            raise UsageError(f"--protocol {self.protocol} is for the embedded server; the scheme of --url says which")
+        if self.tensor_format == "json" and (is_grpc(self.url) or self.protocol == "grpc"):
+            raise UsageError("--tensor-format json: gRPC has no such form; leave it out, or measure over HTTP")
         if self.model_version and not self.model:
             raise UsageError("--model-version needs --model")
         if self.clients and self.total_clients is not None and self.total_clients < self.clients:
@@ -150,7 +164,8 @@ class BenchConfig:
 
     def as_json(self) -> dict[str, object]:
         """All options by name, as plain values."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"tls_ca": None if self.tls_ca is None else str(self.tls_ca)}
 
 
 def _option(name: str) -> str:

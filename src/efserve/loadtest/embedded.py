@@ -29,6 +29,7 @@ class _Ready(msgspec.Struct):
 
     http: str
     models: list[_Model]
+    grpc: str = ""
     metrics: str = ""
 
 
@@ -37,6 +38,7 @@ class EmbeddedServer:
     """A running `efserve serve`."""
 
     url: str
+    grpc_url: str  # empty: it was not asked to speak gRPC
     unready: dict[str, str]  # model that did not start -> first line of the reason
     process: asyncio.subprocess.Process
     printed: Path  # its stdout and stderr
@@ -49,7 +51,9 @@ class EmbeddedServer:
 
 
 @contextlib.asynccontextmanager
-async def embedded_server(options: Mapping[str, object], models: tuple[str, ...] = ()) -> AsyncIterator[EmbeddedServer]:
+async def embedded_server(
+    options: Mapping[str, object], models: tuple[str, ...] = (), *, grpc: bool = False
+) -> AsyncIterator[EmbeddedServer]:
     """Start a server, wait until its models have started or failed, and stop it at the end.
 
     `options` are those of `efserve serve` by field name; `models` limits what it loads. The child is out of reach of
@@ -59,7 +63,7 @@ async def embedded_server(options: Mapping[str, object], models: tuple[str, ...]
         ready, printed = Path(folder) / "ready.json", Path(folder) / "printed"
         with printed.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                *_command(options, models, ready),
+                *_command(options, models, ready, grpc=grpc),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=output,
                 stderr=output,
@@ -68,13 +72,15 @@ async def embedded_server(options: Mapping[str, object], models: tuple[str, ...]
         try:
             status = await _status(process, ready, printed)
             unready = {model.name: _first_line(model) for model in status.models if model.state != "READY"}
-            yield EmbeddedServer(status.http, unready, process, printed, status.metrics)
+            grpc_url = f"grpc://{status.grpc}" if status.grpc else ""
+            yield EmbeddedServer(status.http, grpc_url, unready, process, printed, status.metrics)
         finally:
             await _stop(process)
 
 
-def _command(options: Mapping[str, object], models: tuple[str, ...], ready: Path) -> list[str]:
-    command = [sys.executable, "-m", "efserve", "serve", "--http-port", "0", "--no-grpc", "--metrics-port", "0"]
+def _command(options: Mapping[str, object], models: tuple[str, ...], ready: Path, *, grpc: bool) -> list[str]:
+    command = [sys.executable, "-m", "efserve", "serve", "--http-port", "0", "--metrics-port", "0"]
+    command += ["--grpc-port", "0"] if grpc else ["--no-grpc"]
     command += ["--ready-file", str(ready), "--exit-with-parent"]
     for name, value in [*options.items(), *(("model", model) for model in models)]:
         for single in value if isinstance(value, tuple) else (value,):

@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from efserve.client.answers import HeadCache
-from efserve.client.connection import Connection, Listener
-from efserve.client.http import Endpoint, HttpConnection
+from efserve.client.endpoint import SYSTEM_TRUST, Trust
+from efserve.client.server import Connector
 from efserve.loadtest.clients import ShortClients
 from efserve.loadtest.closed_loop import ClosedLoop
 from efserve.loadtest.open_loop import OpenLoop
@@ -99,6 +98,7 @@ class LoadJob:
     traffic: tuple[Traffic, ...]  # per model; only an open loop has several
     timeout_s: float
     work: Work
+    trust: Trust = SYSTEM_TRUST
 
     def split(self, parts: int) -> "list[LoadJob]":
         """The same load spread over at most so many processes: fewer where a share would be empty."""
@@ -125,11 +125,7 @@ def _even(total: int, parts: int) -> list[int]:
 
 def make_loop(job: LoadJob, begin_ns: int) -> Loop:
     """The loop of a job, not started yet; the times of an open one count from `begin_ns`."""
-    endpoint, heads = Endpoint(job.url), HeadCache()
-
-    def connect(listener: Listener) -> Connection:
-        return HttpConnection(endpoint, listener, heads)
-
+    connect = Connector(job.url, job.trust)
     work, first = job.work, job.traffic[0]
     if isinstance(work, OpenJob):
         return OpenLoop(

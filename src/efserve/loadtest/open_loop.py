@@ -129,7 +129,7 @@ class OpenLoop:
         right_bytes = self._payload_bytes[model]
         recording = self.recording
         if status != 200:
-            recording.fail(f"http {status}", connection.error_text(), end_ns, model)
+            recording.fail(f"{connection.protocol} {status}", connection.error_text(), end_ns, model)
         elif payload_bytes != right_bytes and right_bytes is not None:
             recording.fail(*wrong_size(payload_bytes, right_bytes), end_ns, model)
         else:

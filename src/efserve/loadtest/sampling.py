@@ -54,7 +54,7 @@ class MetricsPage:
         return gauges(answer.body.decode("utf-8", "replace"))
 
 
-async def metrics_page(given: str, embedded: str, server_url: str, model: str) -> MetricsPage | None:
+async def metrics_page(given: str, embedded: str, host: str, model: str) -> MetricsPage | None:
     """The page to sample: the one given, the embedded server's, or a guess, which has to know the model.
 
     Raises UsageError when the given one does not answer.
@@ -67,7 +67,6 @@ async def metrics_page(given: str, embedded: str, server_url: str, model: str) -
         return MetricsPage(given)
     if embedded:
         return MetricsPage(embedded)
-    host = HttpClient(server_url).endpoint.host
     url = f"http://[{host}]:{METRICS_PORT}" if ":" in host else f"http://{host}:{METRICS_PORT}"
     try:
         found = await MetricsPage(url, GUESS_DEADLINE_S).read()
@@ -76,12 +75,11 @@ async def metrics_page(given: str, embedded: str, server_url: str, model: str) -
     return MetricsPage(url) if model in found.models else None
 
 
-def server_pids(server_url: str, embedded_pid: int | None) -> ServerPids | None:
+def server_pids(host: str, port: int, embedded_pid: int | None) -> ServerPids | None:
     """The server's processes where they are on this machine and can be seen; None too when it lives in this one."""
     if embedded_pid is not None:
         return with_children([embedded_pid])
-    endpoint = HttpClient(server_url).endpoint
-    return with_children(listeners(endpoint.host, endpoint.port), but=[os.getpid()])
+    return with_children(listeners(host, port), but=[os.getpid()])
 
 
 @dataclass(slots=True)

@@ -4,9 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from efserve.client.http import prepare
-from efserve.client.infer import InferBody, infer_body
-from efserve.client.v2 import ModelInfo, ServerInfo, V2Client
+from efserve.client.v2 import ModelInfo, ServerInfo, V2Server
 from efserve.errors import MeasurementFailed, RemoteError, UsageError
 from efserve.loadtest.config import BenchConfig
 from efserve.loadtest.datafile import from_file
@@ -21,9 +19,10 @@ from efserve.tensors import Array
 class TargetModel:
     """A model of the server, found and tried with one request."""
 
-    client: V2Client
+    client: V2Server
     info: ModelInfo
-    bodies: tuple[InferBody, ...]
+    arrays: tuple[tuple[Array, ...], ...]  # of each request
+    binary: bool
     traffic: Traffic
     inputs: tuple[str, ...]  # "name DATATYPE [shape of one request]"
 
@@ -37,14 +36,14 @@ class TargetModel:
     async def invalid(self, number: int) -> str:
         """What is wrong with a whole answer, read in full before each level; empty when it is right."""
         try:
-            await self.client.infer(self.info, self.bodies[number % len(self.bodies)])
+            await self.client.infer(self.info, self.arrays[number % len(self.arrays)], binary=self.binary)
         except RemoteError as exc:
             return str(exc)
         return ""
 
 
 async def find_model(
-    config: BenchConfig, client: V2Client, server: ServerInfo, unready: Mapping[str, str], goals_ms: Mapping[str, float]
+    config: BenchConfig, client: V2Server, server: ServerInfo, unready: Mapping[str, str], goals_ms: Mapping[str, float]
 ) -> TargetModel:
     """The model that `config` names, its requests made, and one of them answered rightly.
 
@@ -56,18 +55,17 @@ async def find_model(
     info = await client.model(config.model or await _default_model(client, unready), config.model_version)
     arrays = _requests(config, info)
     binary = server.binary if config.tensor_format == "auto" else config.tensor_format == "binary"
-    bodies = tuple(infer_body(info.inputs, single, binary) for single in arrays)
-    answer = await client.infer(info, bodies[0])
+    answer = await client.infer(info, arrays[0], binary=binary)
     skip = 1 if info.batches else 0
     fixed = all(spec.datatype != "BYTES" and min(spec.dims[skip:], default=0) >= 0 for spec in info.outputs)
-    path = info.path + "/infer"
     return TargetModel(
         client=client,
         info=info,
-        bodies=bodies,
+        arrays=tuple(arrays),
+        binary=binary,
         traffic=Traffic(
             model=LoadedModel(info.name, info.version, config.batch, goals_ms.get(info.name, goals_ms.get("", 0.0))),
-            requests=tuple(prepare(client.http.endpoint, "POST", path, body.data, body.headers) for body in bodies),
+            requests=tuple(client.request(info, single, binary=binary) for single in arrays),
             payload_bytes=answer.payload_bytes if fixed and answer.payload_bytes >= 0 else None,
         ),
         inputs=tuple(
@@ -77,13 +75,13 @@ async def find_model(
     )
 
 
-async def _default_model(client: V2Client, unready: Mapping[str, str]) -> str:
+async def _default_model(client: V2Server, unready: Mapping[str, str]) -> str:
     names = await client.ready_models()
     if names is None:
-        raise UsageError(f"{client.http.endpoint.url} does not list its models: name one with --model")
+        raise UsageError(f"{client.url} does not list its models: name one with --model")
     if not names:
         reasons = "".join(f"; {name}: {reason}" for name, reason in unready.items())
-        raise MeasurementFailed(f"{client.http.endpoint.url} has no model that is ready{reasons}")
+        raise MeasurementFailed(f"{client.url} has no model that is ready{reasons}")
     return names[0]
 
 
@@ -96,14 +94,14 @@ def _requests(config: BenchConfig, model: ModelInfo) -> list[tuple[Array, ...]]:
     return generated(model, sample_dims(model, config.batch, shapes), config.batch, seed, config.string_length)
 
 
-def described(client: V2Client, server: ServerInfo, models: Sequence[TargetModel], *, embedded: bool) -> Target:
+def described(client: V2Server, server: ServerInfo, models: Sequence[TargetModel], *, embedded: bool) -> Target:
     """The server and the models, as a result file tells them; platform and config are those of the first."""
     first = models[0]
     inputs = first.inputs
     if len(models) > 1:
         inputs = tuple(f"{model.info.name}: {text}" for model in models for text in model.inputs)
     return Target(
-        url=client.http.endpoint.url,
+        url=client.url,
         embedded=embedded,
         server_name=server.name,
         server_version=server.version,
@@ -111,6 +109,6 @@ def described(client: V2Client, server: ServerInfo, models: Sequence[TargetModel
         model_version=first.info.version,
         platform=first.info.platform,
         inputs=inputs,
-        binary=first.bodies[0].json_bytes >= 0,
+        binary=first.binary,
         config=first.info.config,
     )

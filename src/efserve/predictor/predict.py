@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from efserve.client.endpoint import Trust
 from efserve.model_config import ModelConfig
 from efserve.predictor.local import LocalModel
 from efserve.predictor.model import Class, Model, class_output
@@ -28,6 +29,8 @@ class InferJob:
     version: str = ""  # empty: the latest
     engine: str = ""  # empty: the one that `serve` would take
     top: int = 3
+    tls_ca: Path | None = None  # whose certificates are believed; None: the system's
+    tls_insecure: bool = False  # anybody's
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +60,8 @@ def predict(job: InferJob) -> list[Prediction]:
 
 
 def _open(job: InferJob) -> Model:
-    if job.url.startswith("grpc://"):
-        from efserve.predictor.remote_grpc import GrpcModel  # here, for it brings protobuf
-
-        return GrpcModel(job.url, job.model, job.version)
     if job.url:
-        return RemoteModel(job.url, job.model, job.version)
+        return RemoteModel(job.url, job.model, job.version, Trust(job.tls_ca, anybody=job.tls_insecure))
     return LocalModel(job.model_repository, job.model, job.version, job.engine)
 
 

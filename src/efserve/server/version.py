@@ -25,7 +25,7 @@ from efserve.server.cache import ResponseCache, request_key
 from efserve.server.options import ServeConfig
 from efserve.server.shared import Shared
 from efserve.worker.handle import Worker, WorkerState
-from efserve.worker.spec import WorkerSpec
+from efserve.worker.spec import WorkerFacts, WorkerSpec
 
 log = logging.getLogger(__name__)
 
@@ -237,6 +237,7 @@ class ServedVersion:
                 facts = await worker.start(self._options.load_timeout_s)
             except LoadFailed as exc:
                 return str(exc)
+            self._log_remarks(facts)
             self._enter(number, facts.config)
             if not started.done():
                 started.set_result(None)
@@ -249,6 +250,11 @@ class ServedVersion:
             if worker.state is not WorkerState.READY:
                 await worker.stop(0)
                 self.workers.pop(number, None)
+
+    def _log_remarks(self, facts: WorkerFacts) -> None:
+        for remark in facts.remarks:
+            level = logging.WARNING if remark.is_warning else logging.INFO
+            log.log(level, "model=%s version=%s pid=%d %s", self.name, self.version, facts.pid, remark.text)
 
     def _enter(self, number: int, config: ModelConfig) -> None:
         if self._router is None:

@@ -15,13 +15,13 @@ from efserve.tensors import Shape, TensorSpec
 
 Value = TypeVar("Value")
 
-READY, FAILED, RUN, DONE, ERROR, STOP = range(1, 7)
+READY, FAILED, RUN, DONE, ERROR, STOP, PROGRESS = range(1, 8)
 
 MAX_TEXT_BYTES = 8192
 MAX_MESSAGE_BYTES = 65536  # well inside a socket's default buffer of 208 kB
 ALIGNMENT_BYTES = 64
 
-DONE_HEAD = struct.Struct("<BB4Q")  # tag, slot, the four stamps of BatchTiming
+DONE_HEAD = struct.Struct("<BB5Q")  # tag, slot, the fields of BatchTiming
 _PIECE = struct.Struct("<QQB")
 _READY = struct.Struct("<BQ")
 
@@ -92,13 +92,18 @@ def failed(text: str) -> bytes:
     return bytes((FAILED,)) + text.encode(errors="replace")[:MAX_TEXT_BYTES]
 
 
+def progress(text: str) -> bytes:
+    """PROGRESS: the load goes on, and how far it is; the deadline for READY counts anew."""
+    return bytes((PROGRESS,)) + text.encode(errors="replace")[:MAX_TEXT_BYTES]
+
+
 def stop() -> bytes:
     """STOP: end when the batches sent before are answered."""
     return bytes((STOP,))
 
 
 def text_of(message: bytes) -> str:
-    """The text of ERROR and FAILED."""
+    """The text of ERROR, FAILED and PROGRESS."""
     return message[2 if message[0] == ERROR else 1 :].decode(errors="replace")
 
 

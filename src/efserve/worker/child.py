@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     outputs = [Area(fd) for fd in areas[1::2]]
     spec = _read(request)
     try:
-        engine, executor, facts = _load(spec, inputs, outputs)
+        engine, executor, facts = _load(spec, inputs, outputs, lambda text: channel.send(messages.progress(text)))
     except Exception as error:  # noqa: BLE001 - the border of a worker's load: a model may raise anything
         if not isinstance(error, EfserveError):
             traceback.print_exc()
@@ -71,7 +71,7 @@ def _answer(channel: Channel, executor: Executor, ready: bytes) -> None:
 
 
 def _load(
-    spec: WorkerSpec, inputs: Sequence[Area], outputs: Sequence[Area]
+    spec: WorkerSpec, inputs: Sequence[Area], outputs: Sequence[Area], on_progress: Callable[[str], object]
 ) -> tuple[base.Engine, Executor, WorkerFacts]:
     start_s = monotonic()
     cpu.enter(spec.partition)
@@ -82,6 +82,8 @@ def _load(
         max_batch=spec.max_batch,
         force_max_batch=spec.force_max_batch,
         spin=spec.spin,
+        strict_provider=spec.strict_provider,
+        on_progress=on_progress,
     )
     with _reporting(spec):
         engine = base.load(spec.engine, source)
@@ -102,6 +104,7 @@ def _load(
         start_s=0.0,
         engine_version=engine.version,
         obtained=cpu.obtained(),
+        remarks=tuple(engine.remarks),
     )
     return engine, executor, facts
 

@@ -97,7 +97,9 @@ class Executor:
             outputs = self._engine.infer(inputs)
             infer_ns = monotonic_ns()
             layout = self._store(batch, outputs)
-        head = messages.DONE_HEAD.pack(messages.DONE, batch.slot, start_ns, input_ns, infer_ns, monotonic_ns())
+        head = messages.DONE_HEAD.pack(
+            messages.DONE, batch.slot, start_ns, input_ns, infer_ns, monotonic_ns(), self._engine.device_ns
+        )
         return head + layout
 
     def _check(self, rows: int, outputs: Sequence[Array]) -> None:

@@ -6,6 +6,7 @@ business, and so are the requests of a batch that a dead worker never answered.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from efserve.worker.process import ChildProcess
 from efserve.worker.spec import WorkerFacts, WorkerSpec
 
 __all__ = ["Worker", "WorkerFacts", "WorkerSpec", "WorkerState"]
+
+log = logging.getLogger(__name__)
 
 _TERM_S = 2.0  # from SIGTERM to SIGKILL
 _LEAVE_S = 2.0  # for a worker that has hung up or failed to load, to end by itself
@@ -74,6 +77,9 @@ class Worker:
         self._settled = asyncio.Event()  # READY, or never to be
         self._failure = ""  # why it could not start, where it said so
         self._cause = ""  # why we killed it
+        self._limit: asyncio.Timeout | None = None  # of the start
+        self._deadline_s = 0.0
+        self._progress = ""  # what it last told of its load
         self._process: ChildProcess | None = None
         self._owned: list[Channel | Area] = []  # until the process has ended
 
@@ -102,17 +108,18 @@ class Worker:
     async def start(self, deadline_s: float) -> WorkerFacts:
         """Start the process and wait until it is READY.
 
-        Raises LoadFailed, with what is known of the reason, when it says that it cannot, ends, or needs longer than
-        `deadline_s`; the process is gone by then.
+        Raises LoadFailed, with what is known of the reason, when it says that it cannot, ends, or is neither ready
+        nor tells of progress for `deadline_s`; the process is gone by then.
         """
         self._move(WorkerState.STARTING)
         self._loop = asyncio.get_running_loop()
         process = self._spawn()
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(deadline_s) as self._limit:
+                self._deadline_s = deadline_s
                 await self._settled.wait()
         except TimeoutError:
-            self._failure = self._failure or f"it was not ready within {deadline_s:g} s"
+            self._failure = self._failure or self._too_late(deadline_s)
         finally:
             if self.state is WorkerState.STARTING:
                 self.kill()
@@ -219,6 +226,8 @@ class Worker:
                 self._finish(slot, [failure] * len(self._running[slot]), None)
             case messages.READY:
                 self._become_ready(message)
+            case messages.PROGRESS:
+                self._note_progress(messages.text_of(message))
             case messages.FAILED:
                 self._failure = messages.text_of(message)
                 self._leave_soon()
@@ -235,6 +244,17 @@ class Worker:
         self._exchange = Exchange(told.config, self._inputs, self._outputs)
         self._move(WorkerState.READY)
         self._settled.set()
+
+    def _note_progress(self, text: str) -> None:
+        self._progress = text
+        if self.state is WorkerState.STARTING and self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(self._loop.time() + self._deadline_s)
+            log.warning("model=%s %s", self._name, text)  # a load of minutes is worth a line to everybody
+
+    def _too_late(self, deadline_s: float) -> str:
+        if self._progress:
+            return f"it told nothing new within {deadline_s:g} s; the last: {self._progress}"
+        return f"it was not ready within {deadline_s:g} s"
 
     def _leave_soon(self) -> None:
         """See to it that a process which has nothing more to say ends."""

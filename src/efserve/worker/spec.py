@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from efserve.engines.base import Remark
 from efserve.model_config import ModelConfig
 from efserve.partition import Obtained, Partition
 
@@ -20,6 +21,7 @@ class WorkerSpec:
     force_max_batch: int = 0  # > 0: max_batch_size of a model that batches, whatever its config says
     warmup: bool = True  # run every batch size (1, 2, 4, ..., max) on zeros before READY
     spin: bool = False  # engine threads spin while they wait
+    strict_provider: bool = False  # refuse a model of which a part would not run on the partition's device
     slots: int = 2  # batches that the worker may hold: one running, the others waiting
 
 
@@ -34,3 +36,4 @@ class WorkerFacts:
     start_s: float  # from the start of the process to READY
     engine_version: str  # "onnxruntime 1.20.0"
     obtained: Obtained  # of the partition that was asked for
+    remarks: tuple[Remark, ...] = ()  # of the engine: how the model runs
