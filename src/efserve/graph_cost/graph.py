@@ -108,8 +108,8 @@ class Op:
 
     @property
     def has_shapes(self) -> bool:
-        """True when every tensor's size is known."""
-        return all(tensor.shape is not None for tensor in (*self.given, *self.outputs))
+        """True when the size of each input and of the first output is known."""
+        return all(tensor.shape is not None for tensor in (*self.given, self.outputs[0]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,7 +1,7 @@
 """What each operator computes: multiply-accumulates of the matrix operators, operations of the others.
 
-The conventions stand in docs/roofline.md: a multiply-accumulate is two operations, an elementwise operator one operation
-per element of its output whatever it computes, moving data none.
+The conventions stand in docs/roofline.md: a multiply-accumulate is two operations, an elementwise operator one per
+element of its output whatever it computes, moving data none.
 """
 
 import math
@@ -12,19 +12,19 @@ from efserve.graph_cost.graph import VIEWS, Op, Tensor
 from efserve.tensors import Shape
 
 ELEMENTWISE = frozenset({
-    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BatchNormalization", "BiasGelu", "BitCast",
-    "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos",
-    "Cosh", "DequantizeLinear", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "FastGelu", "Floor", "Gelu", "Greater",
-    "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max",
-    "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "QLinearAdd", "QLinearLeakyRelu",
-    "QLinearMul", "QLinearSigmoid", "QuantizeLinear", "QuickGelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink",
-    "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "SwiGLU", "Swish", "Tan", "Tanh",
-    "ThresholdedRelu", "Where", "Xor",
+    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BatchNormalization", "BiasGelu",
+    "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu",
+    "Clip", "Cos", "Cosh", "DequantizeLinear", "Div", "Dropout", "Elu", "Equal", "Erf", "Exp", "FastGelu", "Floor",
+    "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish", "IsInf", "IsNaN", "LeakyRelu", "Less",
+    "LessOrEqual", "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "QLinearAdd",
+    "QLinearLeakyRelu", "QLinearMul", "QLinearSigmoid", "QuantizeLinear", "QuickGelu", "Reciprocal", "Relu", "Round",
+    "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "SwiGLU",
+    "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
 })  # fmt: skip
 # Operators that only move data; they read as much as they write.
 MOVES = VIEWS | {
-    "Bernoulli", "CenterCropPad", "Col2Im", "Compress", "Concat", "ConstantOfShape", "DepthToSpace", "Expand", "EyeLike",
-    "Gather", "GatherElements", "GatherND", "MaxUnpool", "NonZero", "OneHot", "Pad", "RandomNormal",
+    "Bernoulli", "CenterCropPad", "Col2Im", "Compress", "Concat", "ConstantOfShape", "DepthToSpace", "Expand",
+    "EyeLike", "Gather", "GatherElements", "GatherND", "MaxUnpool", "NonZero", "OneHot", "Pad", "RandomNormal",
     "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Range", "ReverseSequence", "Scatter", "ScatterElements",
     "ScatterND", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "TensorScatter", "Tile", "Transpose", "Trilu",
 }  # fmt: skip
@@ -40,9 +40,11 @@ _PER_INPUT = {
     "ReduceSum": 1, "ReduceSumSquare": 2, "SimplifiedLayerNormalization": 5, "SkipLayerNormalization": 8,
     "SkipSimplifiedLayerNormalization": 6, "Softmax": 5,
 }  # fmt: skip
+_RESIZES = frozenset({"Resize", "Upsample"})
 _POOLS = frozenset({"AveragePool", "LpPool", "MaxPool", "QLinearAveragePool"})
 _NONE = 99  # position of an input that the operator does not have
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_KNOWN = ELEMENTWISE | MOVES | _POOLS | _RESIZES | frozenset(_PER_INPUT) | frozenset(_PER_OUTPUT) | {"LRN"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +64,32 @@ class Work:
 
 def work_of(op: Op) -> Work:
     """What the operator computes. All of its sizes must be known."""
-    kind, out = op.kind, op.outputs[0]
-    matrix = _MATRIX.get(kind)
+    matrix = _MATRIX.get(op.kind)
     if matrix is not None:
         macs, others = matrix(op)
         return Work(macs, others, _precision(op))
-    precision = out.precision if out.precision != "INT8" else "FP32"
+    precision = op.outputs[0].precision
+    return Work(0, _others(op), precision if precision != "INT8" else "FP32", op.kind in _KNOWN)
+
+
+def _others(op: Op) -> int:
+    """Operations of what is no matrix operator."""
+    kind, out = op.kind, op.outputs[0]
     if kind in MOVES:
-        return Work(precision=precision)
-    if kind in _POOLS:
-        return Work(0, out.size * math.prod(op.attributes["kernel_shape"]), precision)
-    if kind in _PER_INPUT:
-        return Work(0, _PER_INPUT[kind] * op.given[0].size, precision)
-    if kind in ("Resize", "Upsample"):
-        return Work(0, _resize(op), precision)
-    if kind == "LRN":
-        return Work(0, out.size * (2 * int(op.attributes["size"]) + 3), precision)
-    if kind in ("Max", "Mean", "Min", "Sum"):
-        return Work(0, out.size * max(1, len(op.given) - 1), precision)
-    known = kind in ELEMENTWISE or kind in _PER_OUTPUT
-    return Work(0, _PER_OUTPUT.get(kind, 1) * out.size, precision, known)
+        each, elements = 0, 0
+    elif kind in _POOLS:
+        each, elements = math.prod(op.attributes["kernel_shape"]), out.size
+    elif kind in _PER_INPUT:
+        each, elements = _PER_INPUT[kind], op.given[0].size
+    elif kind in _RESIZES:
+        each, elements = _per_resized(op), out.size
+    elif kind == "LRN":
+        each, elements = 2 * int(op.attributes["size"]) + 3, out.size
+    elif kind in ("Max", "Mean", "Min", "Sum"):
+        each, elements = max(1, len(op.given) - 1), out.size
+    else:
+        each, elements = _PER_OUTPUT.get(kind, 1), out.size
+    return each * elements
 
 
 def _precision(op: Op) -> str:
@@ -191,12 +199,11 @@ def _n_bits(op: Op) -> tuple[int, int]:
     return op.outputs[0].size * int(op.attributes["K"]), 0
 
 
-def _resize(op: Op) -> int:
-    mode = op.attributes.get("mode", b"nearest").decode()
-    out, source = op.outputs[0], op.given[0]
-    changed = sum(a != b for a, b in zip(out.dims, source.dims, strict=True))
-    neighbours = {"nearest": 0, "linear": 2, "cubic": 4}.get(mode, 2)
-    return 2 * out.size * neighbours**changed if neighbours and changed else 0
+def _per_resized(op: Op) -> int:
+    """Each output is a weighted sum of 2 (linear) or 4 (cubic) neighbours along every axis that changes."""
+    neighbours = {b"linear": 2, b"cubic": 4}.get(op.attributes.get("mode", b"nearest"), 0)
+    changed = sum(a != b for a, b in zip(op.outputs[0].dims, op.given[0].dims, strict=True))
+    return 2 * neighbours**changed if neighbours and changed else 0
 
 
 def _at(op: Op, position: int) -> Tensor:

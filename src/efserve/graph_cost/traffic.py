@@ -28,9 +28,7 @@ def traffic(ops: Sequence[Op], outputs: frozenset[str]) -> Traffic:
     unfused = sum(_read(op, t) for op in running for t in activations(op))
     unfused += sum(t.bytes for op in running for t in op.outputs)
     steps = _Fusion(outputs).steps(running)
-    return Traffic(
-        weight_bytes, weight_bytes + unfused, weight_bytes + sum(steps), max(steps, default=0)
-    )
+    return Traffic(weight_bytes, weight_bytes + unfused, weight_bytes + sum(steps), max(steps, default=0))
 
 
 def activations(op: Op) -> list[Tensor]:
@@ -78,7 +76,9 @@ class _Fusion:
                 source = self._source(tensor)
                 read_by[source.storage].add(step)
                 if self._step_of.get(source.storage) != step:
-                    reads[step][source.storage] = max(reads[step].get(source.storage, 0), min(_read(op, tensor), source.bytes))
+                    reads[step][source.storage] = max(
+                        reads[step].get(source.storage, 0), min(_read(op, tensor), source.bytes)
+                    )
             for tensor in op.outputs:
                 self._step_of[tensor.storage], self._made_at[tensor.storage] = step, at
                 made[tensor.storage] = tensor

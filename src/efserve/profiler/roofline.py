@@ -1,0 +1,148 @@
+"""`efserve profile --roofline`: counts each model's operations and bytes, measures the device, puts the two together.
+
+Reads ONNX files only, and runs no model: measured throughput is what earlier profiles say.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+from efserve.devices.cpu import cpu_slug, host_cpu
+from efserve.errors import ConfigError, EfserveError, UsageError
+from efserve.graph_cost.count import GraphCost, count
+from efserve.graph_cost.graph import Graph, read_graph
+from efserve.model_config import ModelConfig, complete
+from efserve.profiler.ceilings import measure_cpu
+from efserve.profiler.options import ProfileConfig
+from efserve.profiler.sampling import input_shapes
+from efserve.profiler.targets import Target, batch_sizes, core_counts, find_targets, sha256_of
+from efserve.profiles import read_profile
+from efserve.roofline import Ceilings, ModelRoofline, compute_bound_from, point
+from efserve.tensors import Shape
+
+ENGINE = "onnx"
+NO_ONNX = "the roofline reads ONNX files only, and this model has none; `efserve convert` writes one"
+
+
+@dataclass(frozen=True, slots=True)
+class RooflineResult:
+    """Models under the ceilings of the device; `failures` has a sentence for each that could not be counted."""
+
+    slug: str  # folder of the device below profiled_data
+    ceilings: Ceilings
+    models: tuple[ModelRoofline, ...]
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """A model whose graph is read: its cost at any batch."""
+
+    target: Target
+    config: ModelConfig  # complete
+    dims: dict[str, Shape]  # of each input, without the batch
+    batches: tuple[int, ...]
+    cost: Callable[[int], GraphCost]
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """As a profile tells them: input -> datatype and shape."""
+        batch = ["batch"] if self.config.batches else []
+        return {
+            spec.name: f"{spec.datatype} [{','.join([*batch, *map(str, self.dims[spec.name])])}]"
+            for spec in self.config.inputs
+        }
+
+
+def run(config: ProfileConfig, on_step: Callable[[str], None]) -> RooflineResult:
+    """The roofline of every model that the config selects; `on_step` is told what is being done.
+
+    Raises UsageError where the options contradict the repository or the machine, or no model can be counted.
+    """
+    cpu = host_cpu()
+    cores = cpu.cores[: max(core_counts(config, len(cpu.cores)))]
+    slug = cpu_slug(cpu.model, len(cpu.cores))
+    on_step("reading graphs")
+    counted, failures = _count_all(config, slug)
+    if not counted:
+        raise UsageError(f"no model to draw a roofline of: {'; '.join(failures)}")
+    precisions = {precision for model in counted for precision in model.cost(1).operations}
+    on_step(f"measuring {len(cores)} of {len(cpu.cores)} cores")
+    ceilings = measure_cpu(cpu, cores, precisions)
+    models = tuple(_placed(model, ceilings, len(cores)) for model in counted)
+    return RooflineResult(slug, ceilings, models, tuple(failures))
+
+
+def _count_all(config: ProfileConfig, slug: str) -> tuple[list[_Counted], list[str]]:
+    """The models with an ONNX file, counted, and a sentence for each of the others."""
+    if config.engine and ENGINE not in config.engine:
+        raise UsageError(
+            f"--engine {config.engine[0]}: {NO_ONNX.replace('this model has none', 'counts for any engine')}"
+        )
+    found = find_targets(replace(config, engine=()), slug)
+    failures, counted = list(found.failures), list[_Counted]()
+    names = dict.fromkeys(target.model.model for target in found.targets)
+    targets = {target.model.model: target for target in found.targets if target.model.engine == ENGINE}
+    for name in names:
+        if name not in targets:
+            failures.append(f"{name}: {NO_ONNX}")
+            continue
+        try:
+            counted.append(_counted(targets[name], config))
+        except EfserveError as error:
+            failures.append(f"{name}: {error}")
+    return counted, failures
+
+
+def _counted(target: Target, config: ProfileConfig) -> _Counted:
+    graph = read_graph(target.file)
+    model = complete(target.model.config, graph.signature)
+    dims = input_shapes(model, config.shape)
+    batches = batch_sizes(config, model.max_batch_size) if model.batches else (1,)
+
+    @cache
+    def cost(batch: int) -> GraphCost:
+        return _cost(graph, model, dims, batch)
+
+    for batch in batches:
+        if not cost(batch).total_operations:
+            raise ConfigError(
+                f"none of its operators computes anything: {', '.join(cost(batch).left_out) or 'it moves data'}"
+            )
+    return _Counted(target, model, dims, batches, cost)
+
+
+def _cost(graph: Graph, model: ModelConfig, dims: dict[str, Shape], batch: int) -> GraphCost:
+    rows = (batch,) if model.batches else ()
+    return count(graph, {name: (*rows, *shape) for name, shape in dims.items()})
+
+
+def _placed(model: _Counted, ceilings: Ceilings, cores: int) -> ModelRoofline:
+    measured, remark = _measured(model, cores)
+    return ModelRoofline(
+        model=model.target.model.model,
+        version=model.target.model.version,
+        inputs=model.inputs,
+        points=tuple(point(ceilings, batch, model.cost(batch), measured.get(batch)) for batch in model.batches),
+        compute_bound_from=compute_bound_from(
+            model.batches, lambda batch: ceilings.bound_of(model.cost(batch)) == "compute"
+        ),
+        remark=remark,
+    )
+
+
+def _measured(model: _Counted, cores: int) -> tuple[dict[int, float], str]:
+    """Rows/s by batch as the model's profile on so many cores has them, or why it has none."""
+    path = model.target.csv_path
+    if not path.exists():
+        return {}, f"not profiled yet: {path} is not there"
+    try:
+        profile = read_profile(path)
+    except ConfigError as error:
+        return {}, str(error)
+    if profile.facts.model_sha256 != sha256_of(model.target.file):
+        return {}, f"{path} is the profile of another model file"
+    if profile.facts.inputs != model.inputs:
+        return {}, f"{path} was measured with other inputs: {profile.facts.inputs}"
+    found = {row.batch: row.throughput_per_s for row in profile.rows if row.cores == cores}
+    return found, "" if found else f"{path} has no rows on {cores} cores"
