@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -16,7 +17,8 @@ from efserve.planning.options import PlanConfig
 from efserve.planning.plan import Capacity, Demand, Device, Point, Problem
 from efserve.planning.policies import POLICIES
 from efserve.planning.workload import Application, merged, read_workload, split
-from efserve.profiles import COLUMNS
+from efserve.profiles import COLUMNS, row_line
+from test_profiles import FACTS, ROW
 
 DEVICE = "test-gpu"
 
@@ -25,17 +27,16 @@ def write_profile(root: Path, model: str, per_row_ms: float) -> None:
     """A profile with shares of 50 and 100 % and batches up to 8."""
     folder = root / DEVICE
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [",".join(COLUMNS)]
+    lines = [(",".join(COLUMNS) + "\n").encode()]
     for share, cores in ((50.0, 1), (100.0, 2)):
         for batch in (1, 2, 4, 8):
             ms = (1 + batch * per_row_ms) * 50 / share
-            lines.append(
-                f"{share},{cores},{batch},9,{ms},0,{ms},{ms},{ms},0,{ms + 0.1},{batch / ms * 1000},50,0,100,0,0"
-            )
-    (folder / f"{model}.onnx.csv").write_text("\n".join(lines) + "\n")
-    shipped = Path(__file__).parents[1] / "profiled_data" / "cpu-amd-epyc-2c" / "digits.onnx.json"
-    facts = json.loads(shipped.read_text()) | {"model": model, "device": DEVICE}
-    (folder / f"{model}.onnx.json").write_text(json.dumps(facts))
+            row = replace(ROW, share_pct=share, cores=cores, batch=batch, peak_memory_mb=100.0, utilization_pct=50.0)
+            row = replace(row, mean_ms=ms, std_ms=0.0, p50_ms=ms, p90_ms=ms, p99_ms=ms, roundtrip_ms=ms + 0.1)
+            lines.append(row_line(replace(row, throughput_per_s=batch / ms * 1000)))
+    (folder / f"{model}.onnx.csv").write_bytes(b"".join(lines))
+    facts = replace(FACTS, model=model, device=DEVICE)
+    (folder / f"{model}.onnx.json").write_bytes(msgspec.json.encode(facts))
 
 
 @pytest.fixture

@@ -17,11 +17,14 @@ from rich.console import Console
 from efserve.devices.cpu import cpu_slug
 from efserve.errors import MeasurementFailed, NotFound, UsageError
 from efserve.model_config import ModelConfig
-from efserve.partition import Obtained
-from efserve.profiler import sampling, targets
-from efserve.profiler.grid import one_line, row_of
+from efserve.partition import Obtained, Partition
+from efserve.profiler import sampling, shares, targets
+from efserve.profiler.gauges import Look
 from efserve.profiler.options import ProfileConfig
+from efserve.profiler.rows import row_of
 from efserve.profiler.sampling import Limits, Point
+from efserve.profiler.shares import Share
+from efserve.profiler.workers import one_line
 from efserve.profiles import ProfileRow
 from efserve.reports.profile_plot import plot_profile
 from efserve.reports.profile_table import best_lines, decimals, profile_table
@@ -61,11 +64,11 @@ def test_batches_by_options(config: ProfileConfig, model_max_batch: int, sizes: 
 
 
 def test_core_counts_by_options() -> None:
-    assert targets.core_counts(ProfileConfig(), 4) == (4,)
-    assert targets.core_counts(ProfileConfig(grid=True), 4) == (1, 2, 3, 4)
-    assert targets.core_counts(ProfileConfig(grid=True, cores=(4, 2)), 4) == (2, 4)
+    assert shares.core_counts(ProfileConfig(), 4) == (4,)
+    assert shares.core_counts(ProfileConfig(grid=True), 4) == (1, 2, 3, 4)
+    assert shares.core_counts(ProfileConfig(grid=True, cores=(4, 2)), 4) == (2, 4)
     with pytest.raises(UsageError, match="--cores 5: efserve may use 4 cores"):
-        targets.core_counts(ProfileConfig(cores=(1, 5)), 4)
+        shares.core_counts(ProfileConfig(cores=(1, 5)), 4)
 
 
 def test_device_folder() -> None:
@@ -181,18 +184,25 @@ def test_free_dims_are_one_or_as_asked() -> None:
 def test_row_of_a_point() -> None:
     point = Point(
         spans_ms=(1.0, 2.0, 3.0, 4.0),
+        device_ms=(0.5, 1.5),
         roundtrips_ms=(2.0, 3.0, 4.0, 5.0),
         batches_per_s=250.0,
         cpu_s_per_s=0.9,
         others_cpu_s_per_s=0.6,
         peak_memory_bytes=80_000_000,
+        looks=(
+            Look(1500.06, frozenset(), 10.0, None, 5.0, 3_000_000),
+            Look(1500.0, frozenset({"sw_power_cap"}), 20.0, None, 7.0, 4_000_000),
+            Look(1400.0, frozenset(), 97.0, None, 55.55, 4_000_000),
+        ),
     )
-    row = row_of(
-        point, WorkerFacts(CONFIG, 1, 0.25, 0.0, 0.5, "onnxruntime 1", Obtained()), batch=8, cores=1, total_cores=3
-    )
+    share = Share(33.33, Partition(cores=(0,)), "1 of 3 cores")
+    worker = WorkerFacts(CONFIG, 1, 0.25, 0.0, 0.5, "onnxruntime 1", Obtained(sm_count=44))
+    row = row_of(point, worker, batch=8, share=share, total_cores=3, first_ms=9.0)
     assert row == ProfileRow(
         share_pct=33.33,
         cores=1,
+        sm_count=44,
         batch=8,
         repetitions=4,
         mean_ms=2.5,
@@ -201,14 +211,24 @@ def test_row_of_a_point() -> None:
         p90_ms=3.7,
         p99_ms=3.97,
         ci_pct=60.0,
+        device_ms=1.0,
         roundtrip_ms=3.5,
         throughput_per_s=2000.0,
         utilization_pct=90.0,
+        gpu_util_pct=97.0,
+        sm_util_pct=None,
+        dram_util_pct=55.5,
         others_pct=20.0,
         peak_memory_mb=80.0,
-        load_s=0.25,
+        device_memory_mb=4.0,
+        clock_start_mhz=1500.1,
+        clock_end_mhz=1400.0,
+        throttle="sw_power_cap",
         ready_s=0.5,
+        load_s=0.25,
+        first_ms=9.0,
     )
+    assert row.is_throttled
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,9 @@ FACTS = ProfileFacts(
     cpu_model="Some Processor",
     total_cores=2,
     threads="one per core",
+    share_means="cores",
+    gpu="",
+    driver="",
     min_repetitions=20,
     min_time_s=1.0,
     efserve_version="0.1.0",
@@ -39,6 +42,7 @@ FACTS = ProfileFacts(
 ROW = ProfileRow(
     share_pct=50.0,
     cores=1,
+    sm_count=None,
     batch=4,
     repetitions=100,
     mean_ms=1.25,
@@ -47,18 +51,34 @@ ROW = ProfileRow(
     p90_ms=1.4,
     p99_ms=1.9,
     ci_pct=0.5,
+    device_ms=None,
     roundtrip_ms=1.4,
     throughput_per_s=3200.0,
     utilization_pct=97.5,
+    gpu_util_pct=None,
+    sm_util_pct=None,
+    dram_util_pct=None,
     others_pct=1.5,
     peak_memory_mb=80.1,
-    load_s=0.05,
+    device_memory_mb=None,
+    clock_start_mhz=None,
+    clock_end_mhz=None,
+    throttle="",
     ready_s=0.31,
+    load_s=0.05,
+    first_ms=2.5,
 )
 
 numbers = st.floats(min_value=0, max_value=1e12, allow_nan=False)
 counts = st.integers(min_value=1, max_value=10**9)
-rows = st.builds(ProfileRow, **{f.name: counts if f.type is int else numbers for f in fields(ProfileRow)})
+kinds: dict[object, st.SearchStrategy[float | str | None]] = {
+    int: counts,
+    float: numbers,
+    int | None: st.none() | counts,
+    float | None: st.none() | numbers,
+    str: st.sampled_from(["", "none", "thermal", "sw_power_cap+thermal"]),
+}
+rows = st.builds(ProfileRow, **{f.name: kinds[f.type] for f in fields(ProfileRow)})
 
 
 def write(path: Path, some: list[ProfileRow]) -> bytes:
@@ -92,6 +112,7 @@ def test_any_csv_reader_understands_the_file(tmp_path: Path) -> None:
     assert line["share_pct"] == "50.0"
     assert line["batch"] == "4"
     assert float(line["p99_ms"]) == 1.9
+    assert line["device_ms"] == line["throttle"] == ""
 
 
 def test_a_file_torn_at_every_length_resumes_to_the_same_file(tmp_path: Path) -> None:
@@ -127,13 +148,25 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx.csv"
     lines = write(path, [ROW, ROW]).splitlines(keepends=True)
     path.write_bytes(lines[0] + b"50.0,1,x\n" + lines[2])
-    with pytest.raises(ConfigError, match=r"m\.onnx\.csv, line 2: '50\.0,1,x' is not a row of 17 numbers"):
+    with pytest.raises(ConfigError, match=r"m\.onnx\.csv, line 2: '50\.0,1,x' is not a row of the 27 columns"):
         profiles.read_profile(path)
 
 
 def test_other_columns_are_refused() -> None:
     with pytest.raises(ConfigError, match="its first line is 'a,b'"):
-        profiles.parse_rows(b"a,b\n1,2\n", "old.csv")
+        profiles.parse_rows(b"a,b\n1,2\n", "other.csv")
+
+
+def test_an_older_file_says_in_a_sentence_what_to_do(tmp_path: Path) -> None:
+    older = b"share_pct,cores,batch,repetitions,mean_ms\n50.0,1,1,20,0.5\n"
+    with pytest.raises(ConfigError, match=r"old\.csv is of an older efserve: schema 1, this one reads 2; .* --force"):
+        profiles.parse_rows(older, "old.csv")
+    path = tmp_path / "m.onnx.csv"
+    path.write_bytes(older)
+    for schema, age in (('{"model": "m"}', "older"), ('{"schema": 1}', "older"), ('{"schema": 3}', "newer")):
+        profiles.facts_path(path).write_text(schema)
+        with pytest.raises(ConfigError, match=f"is of an? {age} efserve"):
+            profiles.read_profile(path)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +215,7 @@ def test_missing_and_broken_facts_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read profile .*No such file"):
         profiles.read_profile(path)
     write(path, [ROW])
-    profiles.facts_path(path).write_text('{"model": 3}')
+    profiles.facts_path(path).write_text('{"schema": 2, "model": 3}')
     with pytest.raises(ConfigError, match="does not hold the facts of a profile"):
         profiles.read_profile(path)
     profiles.facts_path(path).unlink()
@@ -232,3 +265,52 @@ def test_of_equal_throughputs_the_smaller_share_is_best() -> None:
     assert profiles.best_by_throughput([whole, half]) is half
     assert profiles.best_by_throughput([]) is None
     assert profiles.best_under_slo([half], math.inf) is half
+
+
+def of_shares(rates: dict[float, float]) -> list[ProfileRow]:
+    return [replace(ROW, share_pct=share, throughput_per_s=rate) for share, rate in rates.items()]
+
+
+@pytest.mark.parametrize(
+    ("rates", "knee"),
+    [
+        ({50.0: 100, 100.0: 200}, 100),  # twice the share, twice the throughput
+        ({50.0: 100, 100.0: 151}, 100),
+        ({50.0: 100, 100.0: 149}, 50),
+        ({50.0: 100, 100.0: 80}, 50),
+        ({10.0: 10, 20.0: 20, 40.0: 40, 60.0: 45, 80.0: 46, 100.0: 47}, 40),
+        ({10.0: 10, 20.0: 11, 40.0: 40, 100.0: 41}, 40),  # one bad step is no knee
+        ({10.0: 1, 50.0: 50, 100.0: 60}, 50),  # a small share that is worth little is no measure of the others
+        ({100.0: 60}, None),
+        ({}, None),
+    ],
+)
+def test_knee_of_a_curve(rates: dict[float, float], knee: float | None) -> None:
+    assert profiles.knee_pct(of_shares(rates)) == knee
+
+
+curves = st.dictionaries(st.integers(1, 100).map(float), st.floats(0.01, 1e6), min_size=2, max_size=10)
+
+
+@given(curves, st.floats(0.01, 100))
+def test_knee_is_a_share_that_does_not_depend_on_units(rates: dict[float, float], factor: float) -> None:
+    knee = profiles.knee_pct(of_shares(rates))
+    assert knee in rates
+    best = max(rate / share for share, rate in rates.items())
+    gains = [(rate - rates[knee]) / (share - knee) / best for share, rate in rates.items() if share > knee]
+    assert all(gain < profiles.KNEE_GAIN for gain in gains)
+    if all(abs(gain - profiles.KNEE_GAIN) > 1e-6 for gain in gains):
+        scaled = profiles.knee_pct(of_shares({share: rate * factor for share, rate in rates.items()}))
+        assert scaled is not None
+        assert scaled <= knee or knee == max(rates)
+
+
+@given(curves)
+def test_knees_of_batches_and_of_the_best_batch(rates: dict[float, float]) -> None:
+    rows = of_shares(rates)
+    slower = [replace(row, batch=8, throughput_per_s=row.throughput_per_s / 2) for row in rows]
+    found = profiles.knees([*rows, *slower])
+    assert found is not None
+    assert found.by_batch.keys() == {4, 8}
+    assert found.share_pct == found.by_batch[4] == profiles.knee_pct(rows)
+    assert profiles.knees(rows[:1]) is None

@@ -13,26 +13,31 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import msgspec
 
 from efserve.errors import ConfigError, MeasurementFailed, UsageError
 
-SCHEMA = 1
+SCHEMA = 2
 STEADY_CI_PCT = 2.0  # the median is known well enough
 QUIET_OTHERS_PCT = 10.0  # what others may use of the machine while it counts as quiet
+KNEE_GAIN = 0.5  # what a percent beyond the knee brings at most, of what a percent of the best share brings
+NOT_THROTTLED = "none"  # in the column `throttle`; the column is empty where nothing tells
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileRow:
     """One measurement; `docs/profile.md` gives each column as a formula.
 
-    On a CPU `cores` cores are `share_pct` of the machine. Latencies are of one batch inside the worker, except
-    `roundtrip_ms`; throughputs count inferences, that is rows; a megabyte is 10^6 bytes.
+    On a CPU `cores` cores are `share_pct` of the machine; on a GPU they are the host's, beside the share. Latencies are
+    of one batch inside the worker, except `roundtrip_ms` and `first_ms`; throughputs count inferences, that is rows; a
+    megabyte is 10^6 bytes. None is a figure that cannot be had here, and an empty field of the file.
     """
 
     share_pct: float
     cores: int
+    sm_count: int | None
     batch: int
     repetitions: int
     mean_ms: float
@@ -41,18 +46,27 @@ class ProfileRow:
     p90_ms: float
     p99_ms: float
     ci_pct: float
+    device_ms: float | None
     roundtrip_ms: float
     throughput_per_s: float
     utilization_pct: float
+    gpu_util_pct: float | None
+    sm_util_pct: float | None
+    dram_util_pct: float | None
     others_pct: float
     peak_memory_mb: float
-    load_s: float
+    device_memory_mb: float | None
+    clock_start_mhz: float | None
+    clock_end_mhz: float | None
+    throttle: str
     ready_s: float
+    load_s: float
+    first_ms: float
 
     @property
-    def key(self) -> tuple[int, int]:
-        """What a row is found by: (cores, batch)."""
-        return (self.cores, self.batch)
+    def key(self) -> tuple[float, int]:
+        """What a row is found by: (share_pct, batch)."""
+        return (self.share_pct, self.batch)
 
     @property
     def is_steady(self) -> bool:
@@ -64,15 +78,21 @@ class ProfileRow:
         """True when other processes left the machine alone while the row was measured."""
         return self.others_pct <= QUIET_OTHERS_PCT
 
+    @property
+    def is_throttled(self) -> bool:
+        """True when something held the device's clock down, or the processor back, while the row was measured."""
+        return self.throttle not in ("", NOT_THROTTLED)
+
 
 COLUMNS = tuple(field.name for field in fields(ProfileRow))
 _HEADER = (",".join(COLUMNS) + "\n").encode()
-_NUMBERS = tuple(int if field.type is int else float for field in fields(ProfileRow))
+_KINDS = tuple(field.type for field in fields(ProfileRow))
+_BEFORE = b"share_pct,cores,batch,"  # how the header of schema 1 begins
 
 
 @dataclass(frozen=True, slots=True)
 class ProfileFacts:
-    """The circumstances of a profile. Rows may stand in one file only where the first eleven are the same."""
+    """The circumstances of a profile. Rows may stand in one file only where the first fourteen are the same."""
 
     model: str
     version: str
@@ -85,6 +105,9 @@ class ProfileFacts:
     cpu_model: str
     total_cores: int
     threads: str  # how many engine threads a share gets
+    share_means: str  # cores; on a GPU mps, green (contexts) or "whole device"
+    gpu: str  # its name; empty on a CPU
+    driver: str  # of the GPU
     min_repetitions: int
     min_time_s: float
     efserve_version: str
@@ -95,7 +118,14 @@ class ProfileFacts:
     schema: int = SCHEMA
 
 
-_COMPARED = tuple(field.name for field in fields(ProfileFacts))[:11]
+_COMPARED = tuple(field.name for field in fields(ProfileFacts))[:14]
+
+
+@dataclass(frozen=True, slots=True)
+class _Schema:
+    """What is read of facts before anything else."""
+
+    schema: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +156,11 @@ def facts_path(csv_path: Path) -> Path:
 
 def row_line(row: ProfileRow) -> bytes:
     """The row as a line of the file; reading it gives exactly the same numbers."""
-    return (",".join([repr(value) for value in astuple(row)]) + "\n").encode()
+    return (",".join([_text(value) for value in astuple(row)]) + "\n").encode()
+
+
+def _text(value: float | str | None) -> str:
+    return "" if value is None else value if isinstance(value, str) else repr(value)
 
 
 def parse_rows(data: bytes, what: str) -> ParsedRows:
@@ -138,6 +172,8 @@ def parse_rows(data: bytes, what: str) -> ParsedRows:
     if whole_bytes == 0 and _HEADER.startswith(data):
         return ParsedRows((), 0)
     if not data.startswith(_HEADER):
+        if data.startswith(_BEFORE):
+            raise ConfigError(_of_another_schema(what, 1))
         first = data.split(b"\n", 1)[0][:200].decode("utf-8", "replace")
         raise ConfigError(f"{what} is no profile of this version: its first line is {first!r}, not {','.join(COLUMNS)}")
     lines = csv.reader(io.StringIO(data[len(_HEADER) : whole_bytes].decode("utf-8", "replace")))
@@ -146,10 +182,19 @@ def parse_rows(data: bytes, what: str) -> ParsedRows:
 
 def _parse_row(line: Sequence[str], what: str) -> ProfileRow:
     try:
-        values = [number(text) for number, text in zip(_NUMBERS, line, strict=True)]
+        values = [_value(kind, text) for kind, text in zip(_KINDS, line, strict=True)]
     except ValueError as exc:
-        raise ConfigError(f"{what}: {','.join(line)!r} is not a row of {len(COLUMNS)} numbers") from exc
+        raise ConfigError(f"{what}: {','.join(line)!r} is not a row of the {len(COLUMNS)} columns") from exc
     return ProfileRow(*values)  # type: ignore[arg-type]  # each value was made by its own field's type
+
+
+def _value(kind: Any, text: str) -> float | str | None:
+    """What a field of this type says in the file; ValueError where it cannot say that."""
+    if kind is str:
+        return text
+    if not text and kind in (int | None, float | None):
+        return None
+    return int(text) if kind in (int, int | None) else float(text)
 
 
 def read_profile(csv_path: Path) -> Profile:
@@ -163,11 +208,23 @@ def read_profile(csv_path: Path) -> Profile:
 
 def _read_facts(path: Path) -> ProfileFacts:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=ProfileFacts)
+        data = path.read_bytes()
+        schema = msgspec.json.decode(data, type=_Schema).schema
+        if schema != SCHEMA:
+            raise ConfigError(_of_another_schema(str(path), schema))
+        return msgspec.json.decode(data, type=ProfileFacts)
     except OSError as exc:
         raise ConfigError(f"cannot read the facts of a profile, {path}: {exc.strerror}") from exc
     except msgspec.DecodeError as exc:
         raise ConfigError(f"{path} does not hold the facts of a profile: {exc}") from exc
+
+
+def _of_another_schema(what: str, schema: int) -> str:
+    age = "an older" if schema < SCHEMA else "a newer"
+    return (
+        f"{what} is of {age} efserve: schema {schema}, this one reads {SCHEMA}; `efserve profile --force` measures the "
+        "model again"
+    )
 
 
 def differences(before: ProfileFacts, now: ProfileFacts) -> list[str]:
@@ -268,3 +325,41 @@ def best_by_throughput(rows: Iterable[ProfileRow]) -> ProfileRow | None:
 def best_under_slo(rows: Iterable[ProfileRow], slo_ms: float) -> ProfileRow | None:
     """The row of most throughput among those with p99_ms <= slo_ms; None when there is none."""
     return best_by_throughput(row for row in rows if row.p99_ms <= slo_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Knees:
+    """Where more of the device stops paying: of each batch, and of the model with the best batch on each share."""
+
+    share_pct: float
+    by_batch: dict[int, float]
+
+
+def knees(rows: Sequence[ProfileRow]) -> Knees | None:
+    """The knees of a profile; None with fewer than two shares, of which there is none to choose."""
+    batches = sorted({row.batch for row in rows})
+    by_batch = {batch: knee_pct([row for row in rows if row.batch == batch]) for batch in batches}
+    share_pct = knee_pct(rows)
+    if share_pct is None:
+        return None
+    return Knees(share_pct, {batch: pct for batch, pct in by_batch.items() if pct is not None})
+
+
+def knee_pct(rows: Iterable[ProfileRow]) -> float | None:
+    """The smallest share beyond which no larger one gains, per percent, half of what the best share has per percent.
+
+    With T(s) the throughput at share s: the smallest s with (T(t) - T(s)) / (t - s) < KNEE_GAIN * max_u T(u) / u for
+    every t > s. It looks at all larger shares, so that one noisy step does not end it. None with fewer than two shares.
+    """
+    rates: dict[float, float] = {}
+    for row in rows:
+        rates[row.share_pct] = max(row.throughput_per_s, rates.get(row.share_pct, 0.0))
+    if len(rates) < 2:
+        return None
+    points = sorted(rates.items())
+    least_per_pct = KNEE_GAIN * max(rate / share for share, rate in points)
+    return next(
+        share
+        for at, (share, rate) in enumerate(points)
+        if all(more - rate < least_per_pct * (larger - share) for larger, more in points[at + 1 :])
+    )

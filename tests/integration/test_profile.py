@@ -63,7 +63,7 @@ def csv_of(folder: Path, name: str) -> Path:
 
 
 def keys(rows: Sequence[ProfileRow]) -> list[tuple[int, int]]:
-    return [row.key for row in rows]
+    return [(row.cores, row.batch) for row in rows]
 
 
 def save_python(folder: Path, name: str, text: str) -> None:
@@ -96,6 +96,9 @@ def test_a_grid_has_every_share_and_batch(folder: Path) -> None:
         assert row.throughput_per_s > 0
         assert 20 < row.peak_memory_mb < 1000
         assert 0 < row.load_s < row.ready_s
+        assert row.first_ms > row.p50_ms / 10
+        assert row.device_ms is row.sm_count is row.device_memory_mb is None
+    assert len({row.first_ms for row in measured.rows}) == len(counts)
     assert keys(read_profile(csv_of(folder, "fixed.onnx")).rows) == [(cores, 1) for cores in counts]
     assert csv_of(folder, "identity.onnx").with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "identity 1, onnxruntime" in done.stdout

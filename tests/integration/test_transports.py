@@ -110,3 +110,29 @@ def test_the_wrong_port(plain: RunningServer, tmp_path: Path) -> None:
     ):
         done = efserve(tmp_path, "bench", "--url", url)
         assert (done.returncode, text in done.stderr) == (1, True), done.stderr
+
+
+def regions() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("efserve-*")}
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_tensors_in_shared_memory(protocol: str, tmp_path: Path) -> None:
+    before = regions()
+    options = ("--protocol", protocol, "--shared-memory", "system", "--batch", "3")
+    done = efserve(tmp_path, "bench", "--model-repository", SHIPPED, *options, *QUICK)
+    assert done.returncode == 0, done.stderr
+    (level,) = json.loads(done.stdout)["levels"]
+    assert not level["statistics"]["errors"]
+    assert level["record"]["server"][0]["inferences"] > 150
+    assert regions() <= before
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_server_that_takes_no_shared_memory(plain: RunningServer, tmp_path: Path, which: int) -> None:
+    before = regions()
+    url = urls(plain, tls=False)[which]
+    done = efserve(tmp_path, "bench", "--url", url, "--shared-memory", "system", *QUICK)
+    assert done.returncode == 1
+    assert "--allow-client-shm" in done.stderr
+    assert regions() <= before

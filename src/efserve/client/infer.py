@@ -8,9 +8,10 @@ import msgspec
 import numpy as np
 
 from efserve.client.control import HttpAnswer
+from efserve.client.memory import Places
 from efserve.client.messages import InferMessage, OutputMessage, decode
 from efserve.errors import EfserveError, RemoteError
-from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec, byte_size, to_array, to_wire
+from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec, byte_size, to_array, to_wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,23 @@ def infer_body(
     return InferBody(b"".join([head, *tail]), len(head))
 
 
+def memory_body(
+    inputs: Sequence[TensorSpec], arrays: Sequence[Array], outputs: Sequence[TensorSpec], places: Places
+) -> InferBody:
+    """Body of a request whose tensors lie in shared memory; the arrays tell the shapes of the inputs."""
+    message = {
+        "inputs": [
+            {"name": spec.name, "shape": array.shape, "datatype": spec.datatype, "parameters": span.parameters}
+            for spec, array, span in zip(inputs, arrays, places.inputs, strict=True)
+        ],
+        "outputs": [
+            {"name": spec.name, "parameters": span.parameters}
+            for spec, span in zip(outputs, places.outputs, strict=True)
+        ],
+    }
+    return InferBody(msgspec.json.encode(message), -1)
+
+
 def _json_values(array: Array) -> list[object]:
     if array.dtype.kind == "O":
         return [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in array.ravel()]
@@ -81,24 +99,39 @@ def read_infer(answer: HttpAnswer, model: str, specs: Sequence[TensorSpec]) -> I
     message = decode(HttpAnswer(answer.status, answer.content_type, -1, answer.body[:head_bytes]), InferMessage)
     tail = memoryview(answer.body)[head_bytes:]
     outputs: dict[str, Array] = {}
+    found: dict[str, tuple[str, Shape]] = {}
     for output in message.outputs:
         size = output.parameters.binary_data_size
         data = None if size is None else tail[:size]
         tail = tail[size or 0 :]
         outputs[output.name] = _output_array(output, data)
+        found[output.name] = (output.datatype, tuple(output.shape))
     if len(tail):
         raise RemoteError(f"the answer of '{model}' has {len(tail)} bytes more than its outputs need")
-    check_outputs(outputs, model, specs)
+    check_outputs(found, model, specs)
     return InferAnswer(outputs, -1 if answer.json_bytes < 0 else len(answer.body) - head_bytes)
 
 
-def check_outputs(outputs: Mapping[str, Array], model: str, specs: Sequence[TensorSpec]) -> None:
-    """Raises RemoteError unless the outputs have all of `specs`, in their datatypes and shapes."""
+def read_described(answer: HttpAnswer, model: str, specs: Sequence[TensorSpec]) -> None:
+    """Raises RemoteError unless an answer, whose tensors are in shared memory, describes all of `specs`."""
+    message = decode(answer, InferMessage)
+    check_outputs({output.name: (output.datatype, tuple(output.shape)) for output in message.outputs}, model, specs)
+
+
+def check_outputs(outputs: Mapping[str, tuple[str, Shape]], model: str, specs: Sequence[TensorSpec]) -> None:
+    """Raises RemoteError unless the outputs, (datatype, shape) by name, are all of `specs`."""
     for spec in specs:
-        array = outputs.get(spec.name)
-        if array is None:
+        if spec.name not in outputs:
             raise RemoteError(f"the answer of '{model}' lacks output '{spec.name}'; it has {', '.join(outputs)}")
-        _check_output(spec, array, model)
+        datatype, shape = outputs[spec.name]
+        fits = len(shape) == len(spec.dims) and all(
+            want in (-1, got) for want, got in zip(spec.dims, shape, strict=True)
+        )
+        if not fits or datatype != spec.datatype:
+            raise RemoteError(
+                f"output '{spec.name}' of '{model}' came as {datatype} {list(shape)}, its metadata says "
+                f"{spec.datatype} {list(spec.dims)}"
+            )
 
 
 def ranked(outputs: Mapping[str, Array], output: str) -> Array:
@@ -132,14 +165,3 @@ def _output_array(output: OutputMessage, data: memoryview | None) -> Array:
     if array.size != math.prod(shape):
         raise RemoteError(f"{what}: {array.size} values for shape {list(shape)}")
     return array.reshape(shape)
-
-
-def _check_output(spec: TensorSpec, array: Array, model: str) -> None:
-    fits = len(array.shape) == len(spec.dims) and all(
-        want in (-1, got) for want, got in zip(spec.dims, array.shape, strict=True)
-    )
-    if not fits or array.dtype != NUMPY_DTYPES[spec.datatype]:
-        raise RemoteError(
-            f"output '{spec.name}' of '{model}' came as {array.dtype} {list(array.shape)}, its metadata says "
-            f"{spec.datatype} {list(spec.dims)}"
-        )

@@ -13,7 +13,8 @@ import msgspec
 from efserve.client.control import HttpAnswer, HttpClient
 from efserve.client.endpoint import SYSTEM_TRUST, Trust
 from efserve.client.http import prepare
-from efserve.client.infer import InferAnswer, InferBody, infer_body, ranked, read_infer
+from efserve.client.infer import InferAnswer, InferBody, infer_body, memory_body, ranked, read_described, read_infer
+from efserve.client.memory import Places, SharedRegion
 from efserve.client.messages import (
     ConfigMessage,
     IndexEntry,
@@ -107,8 +108,19 @@ class V2Server(Protocol):
     ) -> Array:
         """The best `count` classes of each row by an output's scores: BYTES `score:index[:label]` [rows, count]."""
 
-    def request(self, model: ModelInfo, arrays: Sequence[Array], *, binary: bool = True) -> bytes:
-        """The same inference as a whole message for a `Connection` to this server."""
+    def request(
+        self, model: ModelInfo, arrays: Sequence[Array], *, binary: bool = True, places: Places | None = None
+    ) -> bytes:
+        """An inference as a whole message for a `Connection` to this server; with `places`, in shared memory."""
+
+    async def register(self, region: SharedRegion) -> None:
+        """Let the server use this memory."""
+
+    async def unregister(self, region: SharedRegion) -> None:
+        """The server uses it no more."""
+
+    async def infer_in_place(self, model: ModelInfo, arrays: Sequence[Array], places: Places) -> None:
+        """Run the model on inputs in shared memory, and check what the answer tells of its outputs."""
 
 
 class V2Client:
@@ -180,10 +192,30 @@ class V2Client:
         answer = await self._infer(model, infer_body(model.inputs, arrays, binary, [wanted]), ())
         return ranked(answer.outputs, output)
 
-    def request(self, model: ModelInfo, arrays: Sequence[Array], *, binary: bool = True) -> bytes:
+    def request(
+        self, model: ModelInfo, arrays: Sequence[Array], *, binary: bool = True, places: Places | None = None
+    ) -> bytes:
         """See `V2Server`."""
-        body = infer_body(model.inputs, arrays, binary)
+        if places is None:
+            body = infer_body(model.inputs, arrays, binary)
+        else:
+            body = memory_body(model.inputs, arrays, model.outputs, places)
         return prepare(self.http.endpoint, "POST", model.path + "/infer", body.data, body.headers)
+
+    async def register(self, region: SharedRegion) -> None:
+        """See `V2Server`."""
+        about = {"key": region.key, "offset": 0, "byte_size": region.byte_size}
+        _good(await self.http.post_json(f"/v2/systemsharedmemory/region/{region.name}/register", about))
+
+    async def unregister(self, region: SharedRegion) -> None:
+        """See `V2Server`."""
+        _good(await self.http.post_json(f"/v2/systemsharedmemory/region/{region.name}/unregister", {}))
+
+    async def infer_in_place(self, model: ModelInfo, arrays: Sequence[Array], places: Places) -> None:
+        """See `V2Server`."""
+        body = memory_body(model.inputs, arrays, model.outputs, places)
+        answer = await self.http.call("POST", model.path + "/infer", body.data, body.headers)
+        read_described(_good(answer), model.name, model.outputs)
 
     async def _infer(self, model: ModelInfo, body: InferBody, outputs: Sequence[TensorSpec]) -> InferAnswer:
         answer = await self.http.call("POST", model.path + "/infer", body.data, body.headers)

@@ -10,13 +10,14 @@ from tritonclient.grpc import service_pb2 as pb
 from efserve.client.endpoint import SYSTEM_TRUST, GrpcEndpoint, Trust, reason_of
 from efserve.client.grpc import Channel, Reply, call_head
 from efserve.client.infer import InferAnswer, check_outputs, ranked
+from efserve.client.memory import Places, SharedRegion, Span
 from efserve.client.v2 import ModelInfo, ServerInfo, summed, tensor_specs
 from efserve.codec.grpc import Status, framed
 from efserve.errors import EfserveError, RemoteError
 from efserve.inference import Body
 from efserve.pbtxt import message_json
 from efserve.records import ServerCounters
-from efserve.tensors import NUMPY_DTYPES, Array, byte_size, to_array, to_wire
+from efserve.tensors import NUMPY_DTYPES, Array, Shape, byte_size, to_array, to_wire
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 Message = Any  # of protobuf, which has no types
@@ -83,7 +84,7 @@ class V2GrpcClient:
         """See `V2Server`."""
         answer = await self.call("ModelInfer", infer_request(model, arrays))
         outputs = infer_outputs(answer)
-        check_outputs(outputs, model.name, model.outputs)
+        check_outputs(_described(answer), model.name, model.outputs)
         return InferAnswer(outputs, sum(map(len, answer.raw_output_contents)))
 
     async def classify(
@@ -93,9 +94,27 @@ class V2GrpcClient:
         answer = await self.call("ModelInfer", infer_request(model, arrays, {output: count}))
         return ranked(infer_outputs(answer), output)
 
-    def request(self, model: ModelInfo, arrays: Sequence[Array], *, binary: bool = True) -> bytes:
+    def request(
+        self, model: ModelInfo, arrays: Sequence[Array], *, binary: bool = True, places: Places | None = None
+    ) -> bytes:
         """See `V2Server`."""
-        return b"".join(framed([infer_request(model, arrays).SerializeToString()]))
+        message = infer_request(model, arrays) if places is None else memory_request(model, arrays, places)
+        return b"".join(framed([message.SerializeToString()]))
+
+    async def register(self, region: SharedRegion) -> None:
+        """See `V2Server`."""
+        about = {"name": region.name, "key": region.key, "offset": 0, "byte_size": region.byte_size}
+        await self.call("SystemSharedMemoryRegister", pb.SystemSharedMemoryRegisterRequest(**about))
+
+    async def unregister(self, region: SharedRegion) -> None:
+        """See `V2Server`."""
+        request = pb.SystemSharedMemoryUnregisterRequest(name=region.name)
+        await self.call("SystemSharedMemoryUnregister", request)
+
+    async def infer_in_place(self, model: ModelInfo, arrays: Sequence[Array], places: Places) -> None:
+        """See `V2Server`."""
+        answer = await self.call("ModelInfer", memory_request(model, arrays, places))
+        check_outputs(_described(answer), model.name, model.outputs)
 
     async def call(self, method: str, request: Message) -> Message:
         """One unary call: its request's message to its answer's."""
@@ -156,6 +175,28 @@ def infer_request(model: ModelInfo, arrays: Sequence[Array], classes: Mapping[st
     for output, count in (classes or {}).items():
         request.outputs.add(name=output).parameters["classification"].int64_param = count
     return request
+
+
+def memory_request(model: ModelInfo, arrays: Sequence[Array], places: Places) -> Message:
+    """A ModelInferRequest whose tensors lie in shared memory; the arrays tell the shapes of the inputs."""
+    request = pb.ModelInferRequest(model_name=model.name, model_version=model.version)
+    for spec, array, span in zip(model.inputs, arrays, places.inputs, strict=True):
+        _put(request.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape), span)
+    for spec, span in zip(model.outputs, places.outputs, strict=True):
+        _put(request.outputs.add(name=spec.name), span)
+    return request
+
+
+def _put(tensor: Message, span: Span) -> None:
+    for key, value in span.parameters.items():
+        if isinstance(value, str):
+            tensor.parameters[key].string_param = value
+        else:
+            tensor.parameters[key].int64_param = value
+
+
+def _described(answer: Message) -> dict[str, tuple[str, Shape]]:
+    return {output.name: (output.datatype, tuple(output.shape)) for output in answer.outputs}
 
 
 def infer_outputs(answer: Message) -> dict[str, Array]:

@@ -137,6 +137,14 @@ BAR_LETTERS = 30
     help="How tensors travel; auto: binary where the server can.",
 )
 @click.option(
+    "--shared-memory",
+    type=click.Choice(["none", "system"]),
+    default="none",
+    callback=lambda _context, _option, value: "" if value == "none" else value,
+    show_default=True,
+    help="system: tensors lie in shared memory, with a server on this machine.",
+)
+@click.option(
     "--shape", multiple=True, metavar="NAME:DIMS", help="Free dimensions, such as image:3,224,224; repeatable."
 )
 @click.option("--string-length", type=click.IntRange(0), default=16, show_default=True, help="Of random strings.")

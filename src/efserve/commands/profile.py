@@ -1,20 +1,12 @@
 """`efserve profile`: options -> ProfileConfig -> run -> tables, JSON, plots."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from efserve.errors import UsageError
 from efserve.profiler.options import DEFAULT_MAX_BATCH, ProfileConfig
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from efserve.profiler.grid import ProfileResult
-    from efserve.profiler.grid import Progress as GridProgress
 
 INTERRUPTED = 130  # exit code, as shells give it for SIGINT
 
@@ -27,6 +19,17 @@ def _numbers(text: str) -> tuple[int, ...]:
         numbers = ()
     if not numbers or min(numbers) < 1:
         raise click.BadParameter(f"{text!r} is no list of positive whole numbers such as 1,2,4")
+    return numbers
+
+
+def _percents(text: str) -> tuple[float, ...]:
+    """Shares of a device in percent, separated by commas."""
+    try:
+        numbers = tuple(float(part.removesuffix("%")) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(0 < number <= 100 for number in numbers):
+        raise click.BadParameter(f"{text!r} is no list of percentages above 0 and up to 100, such as 25,50,100")
     return numbers
 
 
@@ -76,6 +79,19 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
     help="Measure shares of these numbers of cores, such as 1,2,8.  [default: with --grid 1,2,3,...; else all]",
 )
 @click.option(
+    "--shares",
+    type=_percents,
+    metavar="LIST",
+    help="Measure these shares of the device in percent, such as 25,50.  [default: on a GPU with --grid 10,20,...,100]",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="cpu, gpu0, gpu1, ... or a GPU's uuid; auto: the first GPU, or the CPU where there is none.",
+)
+@click.option(
     "--shape",
     type=_named_dims,
     metavar="NAME:DIMS",
@@ -117,6 +133,7 @@ def command(
     batches: tuple[int, ...] | None,
     max_batch: int | None,
     cores: tuple[int, ...] | None,
+    shares: tuple[float, ...] | None,
     shape: tuple[tuple[str, tuple[int, ...]], ...],
     **options: Any,
 ) -> None:
@@ -132,91 +149,32 @@ def command(
         batches=batches or (),
         max_batch=max_batch or 0,
         cores=cores or (),
+        shares=shares or (),
         shape=dict(shape),
         **options,
     )
     if config.resume and config.force:
         raise UsageError("--resume keeps the rows that are there, --force drops them: give one of the two")
+    if config.cores and config.shares:
+        raise UsageError("--cores and --shares are two ways to say the same: give one of the two")
     if config.plot:
         require_matplotlib()
     try:
-        result = _run(config)
-        _print(result, config)
+        failures = _profile(config)
     except KeyboardInterrupt:
         click.echo("Interrupted. The rows measured so far are kept; the same command with --resume goes on.", err=True)
         click.get_current_context().exit(INTERRUPTED)
-    if result.failures:
+    if failures:
         click.get_current_context().exit(1)
 
 
-def _run(config: ProfileConfig) -> "ProfileResult":
+def _profile(config: ProfileConfig) -> tuple[str, ...]:
+    """Measure and print; what could not be measured."""
+    from efserve.commands._profile_output import print_profiles, progress_bar
     from efserve.console import err
     from efserve.profiler.grid import run
 
-    with _bar(err()) as on_progress:
-        return run(config, on_progress)
-
-
-@contextmanager
-def _bar(console: "Console") -> Iterator[Any]:
-    """A progress bar with the time left, on a terminal; remarks are printed above it."""
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(12), MofNCompleteColumn(), TimeRemainingColumn())
-    # A slow refresh: on a share of all cores the bar takes its time from what is measured.
-    with Progress(
-        *columns, console=console, refresh_per_second=2, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=None)
-
-        def on_progress(progress: "GridProgress") -> None:
-            bar.update(
-                task,
-                completed=progress.done_rows,
-                total=progress.total_rows,
-                description=escape(progress.doing) if progress.doing else None,
-            )
-            if progress.remark:
-                console.print(progress.remark, markup=False, soft_wrap=True)
-
-        yield on_progress
-
-
-def _print(result: "ProfileResult", config: ProfileConfig) -> None:
-    """A table with its best rows for each profile, then the files; with --json the values on stdout."""
-    from efserve.console import err, out
-    from efserve.reports.profile_plot import plot_profile
-    from efserve.reports.profile_table import best_lines, profile_table
-
-    console = err() if config.json else out()
-    for profile in result.profiles:
-        console.print(profile_table(profile.facts, profile.rows, config.slo_ms))
-        for line in best_lines(profile.rows, config.slo_ms):
-            console.print(line, markup=False)
-        files = [profile.target.csv_path]
-        if config.plot:
-            files.append(profile.target.csv_path.with_suffix(".png"))
-            plot_profile(profile.facts, profile.rows, config.slo_ms, files[-1])
-        console.print(f"-> {', '.join(map(str, files))}\n", markup=False, soft_wrap=True)
-    if config.json:
-        click.echo(_json(result, config.slo_ms))
-
-
-def _json(result: "ProfileResult", slo_ms: float | None) -> bytes:
-    import msgspec
-
-    from efserve.profiles import best_by_throughput, best_under_slo
-
-    profiles = [
-        {
-            "csv": str(profile.target.csv_path),
-            "facts": profile.facts,
-            "rows": profile.rows,
-            "best_by_throughput": best_by_throughput(profile.rows),
-            "best_under_slo": None if slo_ms is None else best_under_slo(profile.rows, slo_ms),
-        }
-        for profile in result.profiles
-    ]
-    whole = {"device": result.device, "slo_ms": slo_ms, "profiles": profiles, "failures": result.failures}
-    return msgspec.json.format(msgspec.json.encode(whole), indent=2)
+    with progress_bar(err()) as on_progress:
+        result = run(config, on_progress)
+    print_profiles(result, config)
+    return result.failures

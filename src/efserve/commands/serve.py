@@ -43,6 +43,11 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 @click.option(
     "--spin/--no-spin", default=False, help="Engine threads spin while idle: faster alone, slower beside others."
 )
+@click.option(
+    "--strict-provider",
+    is_flag=True,
+    help="Refuse ONNX models of which onnxruntime would run some nodes on the CPU though a GPU was asked for.",
+)
 @click.option("--host", "--http-host", "host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--http-port",

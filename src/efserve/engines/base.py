@@ -63,8 +63,12 @@ class Engine(Protocol):
     config: ModelConfig  # complete
     version: str  # of the library, for people: "onnxruntime 1.20.0"
     warmup_runs: int  # runs of one batch size until its latency is steady; 0: needs no warm-up
-    remarks: Sequence[Remark]  # complete after the warm-up
     device_ns: int  # how long the GPU worked on the last run by its own clock; 0: not known
+
+    @property
+    def remarks(self) -> Sequence[Remark]:
+        """How the model runs; complete after the warm-up."""
+        ...
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Outputs in the order of the config for inputs in the order of the config; may raise anything.

@@ -26,6 +26,7 @@ class CheckJob:
     engine: str = ""
     instances: int | None = None
     threads: int | None = None
+    strict_provider: bool = False
     load_timeout_s: float = 300.0
 
 
@@ -74,6 +75,7 @@ async def _check_version(job: CheckJob, folder: ModelFolder, number: int) -> Che
             engine=version.engine,
             partition=Partition(threads=place.threads),
             max_batch=DEFAULT_MAX_BATCH,
+            strict_provider=job.strict_provider,
         )
         return await _load(spec, folder, place, job.load_timeout_s)
     except EfserveError as exc:

@@ -155,7 +155,7 @@ async def prepared(config: BenchConfig, observer: Observer, stop: asyncio.Event)
             server = await _unless_stopped(start, stop)
         url = (server.grpc_url if config.protocol == "grpc" else server.url) if server else config.url
         client = v2_server(url, min(CONTROL_DEADLINE_S, config.timeout_s), config.trust)
-        target, found, mix = await _unless_stopped(_find(config, mix, client, server), stop)
+        target, found, mix = await _unless_stopped(_find(config, mix, client, server, stack), stop)
         bench = Bench(config, server, target, found, mix, children, observer, stop)
         metrics_url, first = server.metrics_url if server else "", found[0].info.name
         page = await metrics_page(config.metrics_url, metrics_url, client.host, first)
@@ -166,7 +166,7 @@ async def prepared(config: BenchConfig, observer: Observer, stop: asyncio.Event)
 
 
 async def _find(
-    config: BenchConfig, mix: Mix, client: V2Server, server: EmbeddedServer | None
+    config: BenchConfig, mix: Mix, client: V2Server, server: EmbeddedServer | None, stack: contextlib.AsyncExitStack
 ) -> tuple[Target, tuple[TargetModel, ...], Mix]:
     info = await client.server()
     goals = config.slo_ms
@@ -175,7 +175,7 @@ async def _find(
         share = mix.shares[index] if mix.shares else None
         single = _of_share(config, share) if share else replace(config, model=name or config.model)
         default = {"": share.slo_ms} if share else {}
-        found.append(await find_model(single, client, info, server.unready if server else {}, default | goals))
+        found.append(await find_model(single, client, info, server.unready if server else {}, default | goals, stack))
     names = [model.info.name for model in found]
     for name in goals:
         if name and name not in names:

@@ -50,6 +50,7 @@ class BenchConfig:
     batch: int = 1
     input: str = "random"  # random, zero, a file .npz or .json, or a folder of images
     tensor_format: str = "auto"  # or json, binary
+    shared_memory: str = ""  # system: tensors travel in shared memory, on one machine
     shape: tuple[str, ...] = ()  # NAME:DIM,DIM,...
     string_length: int = 16
     seed: int = 0
@@ -119,7 +120,8 @@ class BenchConfig:
 
     def server_options(self) -> dict[str, object]:
         """Options for the embedded server, by the name of the field, of those that were given."""
-        return {name: getattr(self, name) for name in _SERVER_OPTIONS if getattr(self, name) not in (None, ())}
+        given = {name: getattr(self, name) for name in _SERVER_OPTIONS if getattr(self, name) not in (None, ())}
+        return given | {"allow_client_shm": True} if self.shared_memory and not self.url else given
 
     def check(self) -> None:
         """Raises UsageError for options that contradict each other."""

@@ -1,9 +1,12 @@
 """What a benchmark sends and to whom: the server found, its models, the prepared requests of each."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
+from efserve.client.memory import Places
 from efserve.client.v2 import ModelInfo, ServerInfo, V2Server
 from efserve.errors import MeasurementFailed, RemoteError, UsageError
 from efserve.loadtest.config import BenchConfig
@@ -11,6 +14,7 @@ from efserve.loadtest.datafile import from_file
 from efserve.loadtest.images import from_folder
 from efserve.loadtest.inputs import generated, parse_shapes, sample_dims
 from efserve.loadtest.job import Traffic
+from efserve.loadtest.shared_memory import in_shared_memory
 from efserve.records import LoadedModel, ServerCounters, Target
 from efserve.tensors import Array
 
@@ -23,6 +27,7 @@ class TargetModel:
     info: ModelInfo
     arrays: tuple[tuple[Array, ...], ...]  # of each request
     binary: bool
+    places: tuple[Places, ...]  # in shared memory, of each request; empty: tensors are in the messages
     traffic: Traffic
     inputs: tuple[str, ...]  # "name DATATYPE [shape of one request]"
 
@@ -36,18 +41,28 @@ class TargetModel:
     async def invalid(self, number: int) -> str:
         """What is wrong with a whole answer, read in full before each level; empty when it is right."""
         try:
-            await self.client.infer(self.info, self.arrays[number % len(self.arrays)], binary=self.binary)
+            at = number % len(self.arrays)
+            if self.places:
+                await self.client.infer_in_place(self.info, self.arrays[at], self.places[at])
+            else:
+                await self.client.infer(self.info, self.arrays[at], binary=self.binary)
         except RemoteError as exc:
             return str(exc)
         return ""
 
 
 async def find_model(
-    config: BenchConfig, client: V2Server, server: ServerInfo, unready: Mapping[str, str], goals_ms: Mapping[str, float]
+    config: BenchConfig,
+    client: V2Server,
+    server: ServerInfo,
+    unready: Mapping[str, str],
+    goals_ms: Mapping[str, float],
+    stack: AsyncExitStack,
 ) -> TargetModel:
     """The model that `config` names, its requests made, and one of them answered rightly.
 
-    `unready`: models that did not start, and why; `goals_ms`: of latency by model, "" for any other.
+    `unready`: models that did not start, and why; `goals_ms`: of latency by model, "" for any other. `stack` gives back
+    shared memory.
     Raises UsageError, MeasurementFailed and RemoteError.
     """
     if config.model in unready:
@@ -58,14 +73,23 @@ async def find_model(
     answer = await client.infer(info, arrays[0], binary=binary)
     skip = 1 if info.batches else 0
     fixed = all(spec.datatype != "BYTES" and min(spec.dims[skip:], default=0) >= 0 for spec in info.outputs)
+    places: tuple[Places, ...] = ()
+    if config.shared_memory == "system":
+        places = await stack.enter_async_context(in_shared_memory(client, info, arrays, answer.outputs))
+        await client.infer_in_place(info, arrays[0], places[0])
+        fixed = False  # answers hold no tensors
+    requests = tuple(
+        client.request(info, single, binary=binary, places=place) for single, place in zip_longest(arrays, places)
+    )
     return TargetModel(
         client=client,
         info=info,
         arrays=tuple(arrays),
         binary=binary,
+        places=places,
         traffic=Traffic(
             model=LoadedModel(info.name, info.version, config.batch, goals_ms.get(info.name, goals_ms.get("", 0.0))),
-            requests=tuple(client.request(info, single, binary=binary) for single in arrays),
+            requests=requests,
             payload_bytes=answer.payload_bytes if fixed and answer.payload_bytes >= 0 else None,
         ),
         inputs=tuple(

@@ -37,7 +37,7 @@ def _point(row: ProfileRow) -> Point:
         processes=1,
         throughput_per_s=min(row.throughput_per_s, row.batch / (row.mean_ms + way_ms) * 1000),
         latency_ms=row.p99_ms + way_ms,
-        memory_mb=row.peak_memory_mb,
+        memory_mb=row.peak_memory_mb if row.device_memory_mb is None else row.device_memory_mb,
         utilization_pct=row.utilization_pct,
         mean_ms=row.mean_ms + way_ms,
         std_ms=row.std_ms,

@@ -16,7 +16,9 @@ class ProfileConfig:
     grid: bool = False
     batches: tuple[int, ...] = ()
     max_batch: int = 0  # 0: DEFAULT_MAX_BATCH, or the model's own where that is larger
+    device: str = "auto"  # a GPU where there is one, else the CPU; or cpu, gpu0, gpu1, ..., a uuid
     cores: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()  # in percent
     shape: dict[str, tuple[int, ...]] = field(default_factory=dict)  # input -> dims, without a batch
     min_repetitions: int = 20
     min_time_s: float = 1.0

@@ -19,6 +19,7 @@ import psutil
 from efserve.errors import EfserveError, MeasurementFailed, UsageError
 from efserve.inference import BatchTiming, InferRequest, Outcome
 from efserve.model_config import ModelConfig
+from efserve.profiler.gauges import Gauge, Look
 from efserve.profiles import STEADY_CI_PCT
 from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec, to_wire
 from efserve.worker.handle import Worker
@@ -37,6 +38,7 @@ class Batch(NamedTuple):
     span_ms: float  # inside the worker: its first look at the inputs until the outputs are in shared memory
     roundtrip_ms: float  # from the parent's send to its hearing that the batch is done
     output_ns: int  # when the worker was done, `time.monotonic_ns()`
+    device_ms: float | None  # of it on the device, where the engine tells
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,13 @@ class Point:
     """What was measured at one point; the columns of a row are computed from it."""
 
     spans_ms: tuple[float, ...]
+    device_ms: tuple[float, ...]  # empty where the engine does not tell
     roundtrips_ms: tuple[float, ...]
     batches_per_s: float  # with the worker never idle
     cpu_s_per_s: float  # processor time of the worker per second meanwhile
     others_cpu_s_per_s: float  # of all processes but the worker and this one, on the cores that efserve may use
     peak_memory_bytes: int
+    looks: tuple[Look, ...]  # before, between the phases, after
 
 
 class Feeder:
@@ -77,17 +81,26 @@ class Feeder:
         self._end_ns = 0
         self._error: EfserveError | None = None
         self._over: asyncio.Future[None] | None = None
+        self._partner: Feeder | None = None
 
     def __repr__(self) -> str:
         return f"Feeder(done={len(self._batches)}, at_worker={len(self._sent_ns)}, error={self._error})"
 
     async def feed(
-        self, worker: Worker, request: InferRequest, depth: int, repetitions: int, time_s: float
+        self,
+        worker: Worker,
+        request: InferRequest,
+        depth: int,
+        repetitions: int,
+        time_s: float,
+        partner: "Feeder | None" = None,
     ) -> list[Batch]:
         """Run the request at least so often and so long, `depth` at a time; the batches in the order they ended.
 
-        Raises what the model raised, or MeasurementFailed when the worker died or a batch does not end.
+        With a partner that is fed at the same time, goes on until the partner has had enough too. Raises what the model
+        raised, or MeasurementFailed when the worker died or a batch does not end.
         """
+        self._partner = partner
         self._batches, self._request, self._repetitions = [], request, repetitions
         self._end_ns = time.monotonic_ns() + int(time_s * NS_PER_S)
         self._over = asyncio.get_running_loop().create_future()
@@ -98,6 +111,9 @@ class Feeder:
         if self._error is not None:
             raise self._error
         return self._batches
+
+    def _has_enough(self, now_ns: int) -> bool:
+        return self._error is not None or (len(self._batches) >= self._repetitions and now_ns >= self._end_ns)
 
     async def _wait(self, over: "asyncio.Future[None]") -> None:
         done_before = -1
@@ -122,8 +138,9 @@ class Feeder:
         else:
             assert timing is not None  # a batch without one has failed
             span_ms = (timing.output_ns - timing.start_ns) / NS_PER_MS
-            self._batches.append(Batch(span_ms, (now_ns - sent_ns) / NS_PER_MS, timing.output_ns))
-        if self._error is None and (len(self._batches) < self._repetitions or now_ns < self._end_ns):
+            self._batches.append(Batch(span_ms, (now_ns - sent_ns) / NS_PER_MS, timing.output_ns, None))
+        partner_has_enough = self._partner is None or self._partner._has_enough(now_ns)
+        if self._error is None and not (self._has_enough(now_ns) and partner_has_enough):
             self._send(worker, slot)
         elif not self._sent_ns:
             self._finish()
@@ -139,26 +156,36 @@ class Feeder:
 
 
 async def measure(
-    feeder: Feeder, worker: Worker, request: InferRequest, limits: Limits, machine_cores: Sequence[int]
+    feeder: Feeder, worker: Worker, request: InferRequest, limits: Limits, machine_cores: Sequence[int], gauge: Gauge
 ) -> Point:
     """Warm the worker up for this request, then measure latency, then throughput; errors as `Feeder.feed`."""
-    await _warm_up(feeder, worker, request)
+    await warm_up(feeder, worker, request)
+    looks = [gauge.look(worker.pid)]
     began = CpuTimes.now(worker.pid, machine_cores)
     batches: list[Batch] = []
     while not limits.is_enough([batch.span_ms for batch in batches], time.monotonic() - began.at_s):
         missing = max(1, limits.min_repetitions - len(batches))
         batches += await feeder.feed(worker, request, 1, missing, limits.min_time_s / 2)
+    looks.append(gauge.look(worker.pid))
     saturated_from = CpuTimes.now(worker.pid, machine_cores)
     saturated = await feeder.feed(worker, request, 2, limits.min_repetitions // 2 + 2, limits.min_time_s / 2)
     ended = CpuTimes.now(worker.pid, machine_cores)
+    looks.append(gauge.look(worker.pid))
     return Point(
         spans_ms=tuple(batch.span_ms for batch in batches),
+        device_ms=tuple(batch.device_ms for batch in batches if batch.device_ms is not None),
         roundtrips_ms=tuple(batch.roundtrip_ms for batch in batches),
-        batches_per_s=(len(saturated) - 1) * NS_PER_S / (saturated[-1].output_ns - saturated[0].output_ns),
+        batches_per_s=rate_per_s([batch.output_ns for batch in saturated]),
         cpu_s_per_s=(ended.worker_s - saturated_from.worker_s) / (ended.at_s - saturated_from.at_s),
         others_cpu_s_per_s=max(0.0, ended.others_s - began.others_s) / (ended.at_s - began.at_s),
         peak_memory_bytes=peak_memory_bytes(worker.pid),
+        looks=tuple(looks),
     )
+
+
+def rate_per_s(outputs_ns: Sequence[int]) -> float:
+    """Batches per second from the first to the last of at least two that ended at these times."""
+    return (len(outputs_ns) - 1) * NS_PER_S / (outputs_ns[-1] - outputs_ns[0])
 
 
 class CpuTimes(NamedTuple):
@@ -181,7 +208,8 @@ class CpuTimes(NamedTuple):
         return cls(time.monotonic(), worker_s, busy_s - worker_s - own.user - own.system)
 
 
-async def _warm_up(feeder: Feeder, worker: Worker, request: InferRequest) -> None:
+async def warm_up(feeder: Feeder, worker: Worker, request: InferRequest) -> None:
+    """Run the request until its latency no longer changes; errors as `Feeder.feed`."""
     before_ms = 0.0
     for _ in range(WARM_UP_ROUNDS):
         batches = await feeder.feed(worker, request, 1, 3, 0.05)

@@ -1,4 +1,4 @@
-"""What a profile run measures: the (model, engine) files that the options select, the batches and the shares.
+"""What a profile run measures: the (model, engine) files that the options select, the batches.
 
 Reads the repository and runs nothing.
 """
@@ -84,23 +84,6 @@ def batch_sizes(config: ProfileConfig, model_max_batch: int) -> tuple[int, ...]:
         return tuple(sorted(set(config.batches)))
     largest = config.max_batch or max(DEFAULT_MAX_BATCH, model_max_batch)
     return (*(1 << power for power in range((largest - 1).bit_length())), largest)
-
-
-def core_counts(config: ProfileConfig, total_cores: int) -> tuple[int, ...]:
-    """Numbers of cores to measure, ascending: those asked for, else every one for a grid, else all cores at once.
-
-    Raises UsageError for more cores than there are.
-    """
-    if config.cores:
-        if max(config.cores) > total_cores:
-            raise UsageError(f"--cores {max(config.cores)}: efserve may use {total_cores} cores on this machine")
-        return tuple(sorted(set(config.cores)))
-    return tuple(range(1, total_cores + 1)) if config.grid else (total_cores,)
-
-
-def share_pct(cores: int, total_cores: int) -> float:
-    """The share of the machine that `cores` of its cores are."""
-    return round(100 * cores / total_cores, 2)
 
 
 def sha256_of(path: Path) -> str:

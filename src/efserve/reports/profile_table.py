@@ -1,6 +1,8 @@
 """Profiles for people: the table of one profile and the sentences that name its best rows."""
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from rich.table import Table
 from rich.text import Text
@@ -8,6 +10,7 @@ from rich.text import Text
 from efserve.profiles import (
     QUIET_OTHERS_PCT,
     STEADY_CI_PCT,
+    Knees,
     ProfileFacts,
     ProfileRow,
     best_by_throughput,
@@ -17,7 +20,7 @@ from efserve.profiles import (
 
 def profile_table(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float | None) -> Table:
     """One line per (share, batch), the best ones marked; at most 80 columns wide."""
-    title = f"{facts.model} {facts.version}, {facts.engine_version}, {facts.cpu_model} with {facts.total_cores} cores"
+    title = profile_title(facts)
     table = Table(title=Text(title, style="bold"), title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in ("share", "batch", "mean ms", "p50 ms", "p90 ms", "p99 ms", "inf/s", "util %", "MB"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -26,18 +29,47 @@ def profile_table(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float
     for at, row in enumerate(rows):
         marks = [mark for mark, marked in (("*", best), ("<", under_slo)) if marked is row]
         marks += ([] if row.is_steady else ["~"]) + ([] if row.is_quiet else ["!"])
-        is_last_of_share = at + 1 < len(rows) and rows[at + 1].cores != row.cores
+        marks += ["^"] if row.is_throttled else []
+        is_last_of_share = at + 1 < len(rows) and rows[at + 1].share_pct != row.share_pct
         table.add_row(
             f"{row.share_pct:g}%",
             str(row.batch),
             *(decimals(value) for value in (row.mean_ms, row.p50_ms, row.p90_ms, row.p99_ms)),
             f"{row.throughput_per_s:,.0f}" if row.throughput_per_s >= 100 else decimals(row.throughput_per_s),
-            f"{row.utilization_pct:.0f}",
-            f"{row.peak_memory_mb:.0f}",
+            f"{row.utilization_pct if row.gpu_util_pct is None else row.gpu_util_pct:.0f}",
+            f"{row.peak_memory_mb if row.device_memory_mb is None else row.device_memory_mb:.0f}",
             "".join(marks),
             end_section=is_last_of_share,
         )
     return table
+
+
+def profile_title(facts: ProfileFacts) -> str:
+    """What was measured and on what, in one line."""
+    device = facts.gpu or f"{facts.cpu_model} with {facts.total_cores} cores"
+    return f"{facts.model} {facts.version}, {facts.engine_version}, {device}"
+
+
+def cold_start_line(rows: Sequence[ProfileRow]) -> str:
+    """How long fresh workers took until READY, and for their first batch then, over the shares."""
+    ready_s = _span([row.ready_s for row in rows])
+    first_ms = _span([row.first_ms for row in rows])
+    return f"Cold start: {ready_s} s until ready; the first inference takes {first_ms} ms with the way to the worker."
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = decimals(min(values)), decimals(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def knee_line(found: Knees) -> str:
+    """Up to which share more of the device pays: of the model, and of its batches where they differ."""
+    line = f"Knee: up to a share of {found.share_pct:g}% more of the device pays"
+    if set(found.by_batch.values()) == {found.share_pct}:
+        return f"{line}, at every batch."
+    runs = [(pct, [batch for batch, _ in run]) for pct, run in groupby(found.by_batch.items(), itemgetter(1))]
+    parts = [f"{f'{run[0]} to {run[-1]}' if len(run) > 1 else run[0]}: {pct:g}%" for pct, run in runs]
+    return f"{line}; by batch {', '.join(parts)}."
 
 
 def best_lines(rows: Sequence[ProfileRow], slo_ms: float | None) -> list[str]:
@@ -56,6 +88,9 @@ def best_lines(rows: Sequence[ProfileRow], slo_ms: float | None) -> list[str]:
         lines.append(f"~ Unsteady: the median is known less well than within {STEADY_CI_PCT:g}%.")
     if not all(row.is_quiet for row in rows):
         lines.append(f"! Other processes used more than {QUIET_OTHERS_PCT:g}% of the machine meanwhile.")
+    if any(row.is_throttled for row in rows):
+        reasons = sorted({reason for row in rows if row.is_throttled for reason in row.throttle.split("+")})
+        lines.append(f"^ Throttled meanwhile: {', '.join(reasons)}.")
     return lines
 
 

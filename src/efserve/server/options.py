@@ -16,6 +16,7 @@ class ServeConfig:
     max_batch: int | None = None
     queue_delay_us: int | None = None
     spin: bool = False
+    strict_provider: bool = False
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001

@@ -84,6 +84,7 @@ class ServedVersion:
             max_batch=options.max_batch or DEFAULT_MAX_BATCH,
             force_max_batch=options.max_batch or 0,
             spin=options.spin,
+            strict_provider=options.strict_provider,
         )
         self._router: Router | None = None
         self._restarts = RestartPolicy()
