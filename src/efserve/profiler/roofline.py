@@ -3,20 +3,22 @@
 Reads ONNX files only, and runs no model: measured throughput is what earlier profiles say.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cache
 
-from efserve.devices.cpu import cpu_slug, host_cpu
+from efserve.devices.cpu import host_cpu
 from efserve.errors import ConfigError, EfserveError, UsageError
 from efserve.graph_cost.count import GraphCost, count
 from efserve.graph_cost.graph import Graph, read_graph
 from efserve.model_config import ModelConfig, complete
-from efserve.profiler.ceilings import measure_cpu
+from efserve.profiler.devices import device_for
 from efserve.profiler.options import ProfileConfig
 from efserve.profiler.sampling import input_shapes
-from efserve.profiler.targets import Target, batch_sizes, core_counts, find_targets, sha256_of
+from efserve.profiler.shares import Device, Share
+from efserve.profiler.targets import Target, batch_sizes, find_targets, sha256_of
 from efserve.profiles import read_profile
+from efserve.records import machine_facts
 from efserve.roofline import Ceilings, ModelRoofline, compute_bound_from, point
 from efserve.tensors import Shape
 
@@ -59,18 +61,33 @@ def run(config: ProfileConfig, on_step: Callable[[str], None]) -> RooflineResult
 
     Raises UsageError where the options contradict the repository or the machine, or no model can be counted.
     """
-    cpu = host_cpu()
-    cores = cpu.cores[: max(core_counts(config, len(cpu.cores)))]
-    slug = cpu_slug(cpu.model, len(cpu.cores))
+    device = device_for(config, machine_facts())
+    share = _measured_share(device, config)
     on_step("reading graphs")
-    counted, failures = _count_all(config, slug)
+    counted, failures = _count_all(config, device.facts.slug)
     if not counted:
         raise UsageError(f"no model to draw a roofline of: {'; '.join(failures)}")
-    precisions = {precision for model in counted for precision in model.cost(1).operations}
-    on_step(f"measuring {len(cores)} of {len(cpu.cores)} cores")
-    ceilings = measure_cpu(cpu, cores, precisions)
-    models = tuple(_placed(model, ceilings, len(cores)) for model in counted)
-    return RooflineResult(slug, ceilings, models, tuple(failures))
+    precisions = {precision for model in counted for precision in model.cost(model.batches[0]).operations}
+    on_step(f"measuring {share.name}")
+    ceilings = _measure(share, precisions)
+    models = tuple(_placed(model, ceilings, share.pct) for model in counted)
+    return RooflineResult(device.facts.slug, ceilings, models, tuple(failures))
+
+
+def _measured_share(device: Device, config: ProfileConfig) -> Share:
+    """The largest share that the options name; of a GPU the whole, since its ceilings are measured in this process."""
+    whole = replace(config, cores=(), shares=(), grid=False)
+    return device.shares(whole if device.facts.gpu else config)[-1]
+
+
+def _measure(share: Share, precisions: Collection[str]) -> Ceilings:
+    if share.partition.is_gpu:
+        from efserve.profiler.ceilings_gpu import measure_gpu
+
+        return measure_gpu(share.partition.device, precisions)
+    from efserve.profiler.ceilings import measure_cpu
+
+    return measure_cpu(host_cpu(), share.partition.cores, precisions)
 
 
 def _count_all(config: ProfileConfig, slug: str) -> tuple[list[_Counted], list[str]]:
@@ -117,8 +134,8 @@ def _cost(graph: Graph, model: ModelConfig, dims: dict[str, Shape], batch: int) 
     return count(graph, {name: (*rows, *shape) for name, shape in dims.items()})
 
 
-def _placed(model: _Counted, ceilings: Ceilings, cores: int) -> ModelRoofline:
-    measured, remark = _measured(model, cores)
+def _placed(model: _Counted, ceilings: Ceilings, share_pct: float) -> ModelRoofline:
+    measured, remark = _measured(model, share_pct)
     return ModelRoofline(
         model=model.target.model.model,
         version=model.target.model.version,
@@ -131,11 +148,11 @@ def _placed(model: _Counted, ceilings: Ceilings, cores: int) -> ModelRoofline:
     )
 
 
-def _measured(model: _Counted, cores: int) -> tuple[dict[int, float], str]:
-    """Rows/s by batch as the model's profile on so many cores has them, or why it has none."""
+def _measured(model: _Counted, share_pct: float) -> tuple[dict[int, float], str]:
+    """Rows/s by batch as the model's profile has them for this share, or why it has none."""
     path = model.target.csv_path
     if not path.exists():
-        return {}, f"not profiled yet: {path} is not there"
+        return {}, f"there is no profile {path}"
     try:
         profile = read_profile(path)
     except ConfigError as error:
@@ -144,5 +161,5 @@ def _measured(model: _Counted, cores: int) -> tuple[dict[int, float], str]:
         return {}, f"{path} is the profile of another model file"
     if profile.facts.inputs != model.inputs:
         return {}, f"{path} was measured with other inputs: {profile.facts.inputs}"
-    found = {row.batch: row.throughput_per_s for row in profile.rows if row.cores == cores}
-    return found, "" if found else f"{path} has no rows on {cores} cores"
+    found = {row.batch: row.throughput_per_s for row in profile.rows if row.share_pct == share_pct}
+    return found, "" if found else f"{path} has no rows for a share of {share_pct:g}%"

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from rich.table import Table
 from rich.text import Text
 
-from efserve.reports.profile_table import decimals
 from efserve.roofline import Ceiling, Ceilings, ModelRoofline
 
 DISTURBED_PCT = 90.0  # of the time of its cores, below which a measurement was disturbed
@@ -19,7 +18,7 @@ def ceilings_table(ceilings: Ceilings) -> Table:
     table.add_column("median", justify="right", no_wrap=True)
     table.add_column("measured by")
     for name, ceiling, unit in _named(ceilings):
-        table.add_row(name, f"{decimals(ceiling.per_s / 1e9)} {unit}", f"{_median_pct(ceiling):.0f}%", ceiling.how)
+        table.add_row(name, f"{_short(ceiling.per_s / 1e9)} {unit}", f"{_median_pct(ceiling):.0f}%", ceiling.how)
     return table
 
 
@@ -41,21 +40,20 @@ def ceiling_lines(ceilings: Ceilings) -> list[str]:
 
 
 def model_table(model: ModelRoofline) -> Table:
-    """One line per batch; at most 80 columns wide."""
+    """One line per batch; at most 60 columns wide."""
     inputs = ", ".join(f"{name} {shape}" for name, shape in model.inputs.items())
     table = _table(f"{model.model} {model.version}, {inputs}")
-    for column in ("batch", "MB", "op/byte", "unfused", "bound", "at most/s", "measured/s", "part"):
+    for column in ("batch", "MB", "op/B", "bound", "most/s", "inf/s", "part"):
         table.add_column(column, justify="right", no_wrap=True)
     for point in model.points:
         measured, part = point.measured_rows_per_s, point.achieved_pct
         table.add_row(
             str(point.batch),
-            decimals(point.cost.fused_bytes / 1e6),
-            decimals(point.intensity),
-            decimals(point.unfused_intensity),
+            _short(point.cost.fused_bytes / 1e6),
+            _short(point.intensity),
             point.bound,
-            _rate(point.most_rows_per_s),
-            "-" if measured is None else _rate(measured),
+            _short(point.most_rows_per_s),
+            "-" if measured is None else _short(measured),
             "-" if part is None else f"{part:.0f}%",
         )
     return table
@@ -66,9 +64,11 @@ def model_lines(model: ModelRoofline) -> list[str]:
     first, last = model.points[0], model.points[-1]
     cost = first.cost
     per_row = f"{_counted(cost.total_operations / first.batch)} operations per row"
+    unfused = [f"{_short(point.unfused_intensity)} at batch {point.batch}" for point in (first, *model.points[1:][-1:])]
     lines = [
         f"{_counted(cost.parameters)} parameters, {_megabytes(cost.weight_bytes)} of weights per batch; {per_row}, "
         f"of them {_counted(cost.macs / first.batch)} multiply-accumulates.",
+        f"Without any fusion, operations per byte are {', '.join(unfused)}.",
     ]
     if not model.compute_bound_from:
         lines.append(f"Never compute-bound up to batch {last.batch}.")
@@ -81,7 +81,7 @@ def model_lines(model: ModelRoofline) -> list[str]:
     if cost.left_out:
         lines.append(f"! Not counted, so the figures are too low by what they do: {_names(cost.left_out)}.")
     if model.remark:
-        lines.append(f"No measured throughput: {model.remark}.")
+        lines.append(f"Nothing to compare with: {model.remark}.")
     return lines
 
 
@@ -111,11 +111,12 @@ def _counted(number: float) -> str:
 
 
 def _megabytes(number: float) -> str:
-    return f"{decimals(number / 1e6)} MB"
+    return f"{_short(number / 1e6)} MB"
 
 
-def _rate(per_s: float) -> str:
-    return f"{per_s:,.0f}" if per_s >= 100 else decimals(per_s)
+def _short(value: float) -> str:
+    """Three digits, never in exponents."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 0.001 else f"{value:.6f}"
 
 
 def _table(title: str) -> Table:
