@@ -137,6 +137,8 @@ def read_graph(path: Path) -> Graph:
         dims = [tuple(t.dims) for t in file.graph.initializer]
         dims += [tuple(sparse.dims) for sparse in file.graph.sparse_initializer]
         weights = {t.name: weight(t, d, path.parent) for t, d in zip(tensors, dims, strict=True)}
+    if not file.graph.node:
+        raise ConfigError(f"cannot read the graph of {path}: it holds no operators")
     inputs = [value for value in file.graph.input if value.name not in weights]
     parameters = sum(w.size for w in weights.values() if w.element_type in _FLOATS | _QUANTIZED | {_INT32})
     return Graph(file, weights, FileSignature(_specs(inputs), _specs(file.graph.output)), parameters)
