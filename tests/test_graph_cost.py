@@ -1,6 +1,6 @@
 """Operations and bytes counted from ONNX graphs: formulas for random shapes, laws, and what cannot be counted."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def weights(**shapes: Shape) -> list[TensorProto]:
 def cost_of(
     folder: Path,
     nodes: list[onnx.NodeProto],
-    inputs: dict[str, Shape],
+    inputs: Mapping[str, Shape],
     constants: Sequence[TensorProto] = (),
     kind: int = FLOAT,
     domains: Sequence[str] = (),

@@ -36,8 +36,8 @@ def _print(result: "RooflineResult", config: ProfileConfig) -> None:
         console.print(model_table(model))
         for line in model_lines(model):
             console.print(line, markup=False)
-    for failure in result.failures:
-        err().print(failure, markup=False)
+    for sentence in (*result.skipped, *result.failures):
+        err().print(sentence, markup=False)
     if config.plot:
         path = config.output / result.slug / "roofline.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,6 +66,7 @@ def _json(result: "RooflineResult") -> bytes:
             for model in result.models
         ],
         "failures": result.failures,
+        "skipped": result.skipped,
     }
     return msgspec.json.format(msgspec.json.encode(whole), indent=2)
 

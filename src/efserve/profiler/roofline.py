@@ -28,12 +28,13 @@ NO_ONNX = "the roofline reads ONNX files only, and this model has none; `efserve
 
 @dataclass(frozen=True, slots=True)
 class RooflineResult:
-    """Models under the ceilings of the device; `failures` has a sentence for each that could not be counted."""
+    """Models under the ceilings of the device; a sentence for each that could not be counted, or has no ONNX file."""
 
     slug: str  # folder of the device below profiled_data
     ceilings: Ceilings
     models: tuple[ModelRoofline, ...]
     failures: tuple[str, ...]
+    skipped: tuple[str, ...]  # not named in the options, and without an ONNX file
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +65,14 @@ def run(config: ProfileConfig, on_step: Callable[[str], None]) -> RooflineResult
     device = device_for(config, machine_facts())
     share = _measured_share(device, config)
     on_step("reading graphs")
-    counted, failures = _count_all(config, device.facts.slug)
+    counted, failures, skipped = _count_all(config, device.facts.slug)
     if not counted:
-        raise UsageError(f"no model to draw a roofline of: {'; '.join(failures)}")
+        raise UsageError(f"no model to draw a roofline of: {'; '.join((*failures, *skipped))}")
     precisions = {precision for model in counted for precision in model.cost(model.batches[0]).operations}
     on_step(f"measuring {share.name}")
     ceilings = _measure(share, precisions)
     models = tuple(_placed(model, ceilings, share.pct) for model in counted)
-    return RooflineResult(device.facts.slug, ceilings, models, tuple(failures))
+    return RooflineResult(device.facts.slug, ceilings, models, tuple(failures), tuple(skipped))
 
 
 def _measured_share(device: Device, config: ProfileConfig) -> Share:
@@ -90,25 +91,23 @@ def _measure(share: Share, precisions: Collection[str]) -> Ceilings:
     return measure_cpu(host_cpu(), share.partition.cores, precisions)
 
 
-def _count_all(config: ProfileConfig, slug: str) -> tuple[list[_Counted], list[str]]:
-    """The models with an ONNX file, counted, and a sentence for each of the others."""
+def _count_all(config: ProfileConfig, slug: str) -> tuple[list[_Counted], list[str], list[str]]:
+    """The models with an ONNX file, counted; sentences for those that failed, and for those to be passed over."""
     if config.engine and ENGINE not in config.engine:
-        raise UsageError(
-            f"--engine {config.engine[0]}: {NO_ONNX.replace('this model has none', 'counts for any engine')}"
-        )
+        raise UsageError(f"--engine {config.engine[0]}: the roofline reads ONNX files only; leave --engine out")
     found = find_targets(replace(config, engine=()), slug)
-    failures, counted = list(found.failures), list[_Counted]()
+    counted, failures, skipped = list[_Counted](), list(found.failures), list[str]()
     names = dict.fromkeys(target.model.model for target in found.targets)
     targets = {target.model.model: target for target in found.targets if target.model.engine == ENGINE}
     for name in names:
         if name not in targets:
-            failures.append(f"{name}: {NO_ONNX}")
+            (failures if config.model else skipped).append(f"{name}: {NO_ONNX}")
             continue
         try:
             counted.append(_counted(targets[name], config))
         except EfserveError as error:
             failures.append(f"{name}: {error}")
-    return counted, failures
+    return counted, failures, skipped
 
 
 def _counted(target: Target, config: ProfileConfig) -> _Counted:
@@ -121,11 +120,10 @@ def _counted(target: Target, config: ProfileConfig) -> _Counted:
     def cost(batch: int) -> GraphCost:
         return _cost(graph, model, dims, batch)
 
-    for batch in batches:
-        if not cost(batch).total_operations:
-            raise ConfigError(
-                f"none of its operators computes anything: {', '.join(cost(batch).left_out) or 'it moves data'}"
-            )
+    if not cost(batches[0]).total_operations:
+        uncounted = cost(batches[0]).left_out
+        why = f"these could not be counted: {', '.join(uncounted)}" if uncounted else "it only moves data"
+        raise ConfigError(f"it computes nothing, so it has no roofline: {why}")
     return _Counted(target, model, dims, batches, cost)
 
 
