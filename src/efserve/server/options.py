@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from efserve.shares import MemoryLimit, Share
+
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
@@ -13,6 +15,8 @@ class ServeConfig:
     engine: str = ""
     instances: int | None = None
     threads: int | None = None
+    share: tuple[Share, ...] = ()  # of devices, for single instances
+    memory_limit: tuple[MemoryLimit, ...] = ()
     max_batch: int | None = None
     queue_delay_us: int | None = None
     spin: bool = False
@@ -26,6 +30,7 @@ class ServeConfig:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     max_request_bytes: int = 64 * 2**20
+    mps: str = "auto"  # auto, on, off
     load_timeout_s: float = 300.0
     drain_s: float = 30.0
     server_name: str = "efserve"
