@@ -41,9 +41,9 @@ NODES = tuple(DeviceNode(f"/dev/{name}", usable=True) for name in ("nvidia-uvm",
 ONE_GPU = gpu_facts(connect(FakeNvml(h200())))
 NO_GPU = gpu_facts(connect(FakeNvml(init=LIBRARY_NOT_FOUND)))
 ORT_CPU = Library("1.31.1", providers=("CPUExecutionProvider",))
-ORT_GPU = Library("1.31.1", "", "12.8", True, "", ("CUDAExecutionProvider", "CPUExecutionProvider"))
+ORT_GPU = Library("1.31.1", "", False, "12.8", True, "", ("CUDAExecutionProvider", "CPUExecutionProvider"))
 TORCH_CPU = Library("2.13.0+cpu", cuda_works=False)
-TORCH_GPU = Library("2.13.0", "", "12.8", True, "", (), ("sm_80", "sm_90", "compute_90"))
+TORCH_GPU = Library("2.13.0", "", False, "12.8", True, "", (), ("sm_80", "sm_90", "compute_90"))
 CPU = HostCpu(
     model="Some CPU",
     cores=(0, 1, 2, 3),
@@ -209,7 +209,7 @@ def test_compute_mode(mode: int, daemons: tuple[MpsDaemon, ...], state: State) -
 
 def test_other_programs() -> None:
     fake = FakeNvml(
-        h200(nvmlDeviceGetComputeRunningProcesses=[process(7, 1 << 30), process(8)]),
+        h200(nvmlDeviceGetComputeRunningProcesses_v3=[process(7, 1 << 30), process(8)]),
         names={7: "/usr/bin/python3", 8: "/usr/bin/nvidia-cuda-mps-server"},
     )
     says(gpu.other_programs(ONE_GPU.gpus), State.OK)
@@ -266,6 +266,7 @@ BROKEN = Library("1.31.1", problem="it cannot be imported: ImportError: libpytho
     [
         (None, {}, NO_GPU, State.PROBLEM, "pip install onnxruntime"),
         (BROKEN, {}, NO_GPU, State.PROBLEM, "libpython"),
+        (replace(BROKEN, hangs=True), {}, NO_GPU, State.PROBLEM, "--deadline-s"),
         (ORT_CPU, {}, NO_GPU, State.OK, "1.31.1 for CPU"),
         (ORT_CPU, BOTH, NO_GPU, State.WARNING, "overwrite"),
         (ORT_CPU, BOTH, ONE_GPU, State.PROBLEM, "pip install onnxruntime-gpu"),

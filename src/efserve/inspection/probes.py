@@ -27,6 +27,7 @@ class Library:
 
     version: str
     problem: str = ""  # why it cannot be imported
+    hangs: bool = False  # the problem is that it did not answer in time
     cuda_version: str = ""  # that it was built for; empty: for the CPU only, or it does not tell
     cuda_works: bool | None = None  # None: it was not tried
     cuda_problem: str = ""
@@ -57,7 +58,7 @@ def gpus_from(ended: Ended) -> GpuFacts:
 def library_from(name: str, ended: Ended) -> Library:
     """The answer of a library's probe, with what the library printed where CUDA does not work and nothing says why."""
     if ended.problem:
-        return Library(installed_version(name), problem=f"importing it {_failure(ended)}")
+        return Library(installed_version(name), problem=f"importing it {_failure(ended)}", hangs=ended.timed_out)
     library = msgspec.json.decode(_last_line(ended.stdout), type=Library)
     if library.cuda_works is False and not library.cuda_problem:
         return replace(library, cuda_problem=_last_line(ended.stderr))

@@ -16,7 +16,7 @@ def driver(gpu: GpuFacts, hardware: Hardware, container: Container) -> Verdict:
     if gpu.problem == NO_DRIVER and not hardware.cards and not hardware.nodes:
         return not_applicable(NO_DRIVER)
     if gpu.problem:
-        if container.kind:
+        if container.kind and gpu.problem == NO_DRIVER:
             mend = "start the container with --gpus all (NVIDIA Container Toolkit), and look at nvidia-smi on the host"
         elif gpu.problem == NO_DRIVER:
             mend = "install NVIDIA's driver for this card and reboot"
