@@ -60,6 +60,7 @@ _SUPPORTED: _Fields = {
 _TRITON_NAMES = {
     "onnx": ("onnxruntime_onnx", "onnxruntime"),
     "torchscript": ("pytorch_libtorch", "pytorch"),
+    "openvino": ("", "openvino"),
     "python": ("", "python"),
 }
 _ENGINES = {name: engine for engine, names in _TRITON_NAMES.items() for name in names if name}

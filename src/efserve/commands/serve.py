@@ -26,7 +26,7 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 @click.option("--model", multiple=True, help="Serve only this model; repeatable.  [default: all]")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "python"]),
+    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "python"]),
     default="auto",
     show_default=True,
     help="What runs the models; auto: the config's choice, else the first file found.",

@@ -26,5 +26,6 @@ class ProfileConfig:
     resume: bool = False
     force: bool = False
     slo_ms: float | None = None
+    roofline: bool = False
     plot: bool = False
     json: bool = False
