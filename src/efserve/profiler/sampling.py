@@ -138,7 +138,8 @@ class Feeder:
         else:
             assert timing is not None  # a batch without one has failed
             span_ms = (timing.output_ns - timing.start_ns) / NS_PER_MS
-            self._batches.append(Batch(span_ms, (now_ns - sent_ns) / NS_PER_MS, timing.output_ns, None))
+            device_ms = timing.device_ns / NS_PER_MS if timing.device_ns else None
+            self._batches.append(Batch(span_ms, (now_ns - sent_ns) / NS_PER_MS, timing.output_ns, device_ms))
         partner_has_enough = self._partner is None or self._partner._has_enough(now_ns)
         if self._error is None and not (self._has_enough(now_ns) and partner_has_enough):
             self._send(worker, slot)
