@@ -1,18 +1,25 @@
 """Start time and memory of `efserve serve`.
 
-    python benchmarks/footprint.py [--requests 500000]
+    python benchmarks/footprint.py [--requests 500000] [--calls 200000] [--connections 20000]
 
 Prints the time from the command to ready with the shipped digits model, the resident memory of the gateway and of an
-idle worker, and the slope of both over many requests of a model that returns its 16 floats.
+idle worker, and the slope of both over many requests of a model that returns its 16 floats: over HTTP, over gRPC on
+one connection, and over gRPC with a connection for each.
 """
 
 import argparse
+import asyncio
 import statistics
 import tempfile
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tritonclient.grpc import service_pb2
 
+from efserve.codec.grpc import framed
+from grpc_load import calls_on_one_connection, connections
 from harness import make_identity, rss_mib, serving, write_request, wrk
 
 SHIPPED = Path(__file__).parent.parent / "model_dir"
@@ -22,6 +29,8 @@ def main() -> None:
     """Prints both parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=500_000, help="requests over which memory is watched")
+    parser.add_argument("--calls", type=int, default=200_000, help="the same, over gRPC on one connection")
+    parser.add_argument("--connections", type=int, default=20_000, help="the same, of one gRPC call each")
     options = parser.parse_args()
     starts = []
     for _ in range(5):
@@ -32,6 +41,8 @@ def main() -> None:
     print(f"idle: gateway {gateway:.0f} MiB, worker {max(workers):.0f} MiB")
     with tempfile.TemporaryDirectory() as folder:
         watch_memory(Path(folder), options.requests)
+        watch_grpc(Path(folder), "calls on one gRPC connection", calls_on_one_connection, options.calls)
+        watch_grpc(Path(folder), "gRPC connections", connections, options.connections)
 
 
 def watch_memory(root: Path, requests: int) -> None:
@@ -48,9 +59,29 @@ def watch_memory(root: Path, requests: int) -> None:
             gateway.append(rss_mib(server.pid))
             workers.append(sum(rss_mib(pid) for pid in server.worker_pids))
     for name, values in (("gateway", gateway), ("worker", workers)):
-        slope = np.polyfit(counts, values, 1)[0] * 1e6 if len(counts) > 1 else float("nan")
-        span = f"{values[0]:.1f} -> {values[-1]:.1f} MiB over {served:,} requests"
-        print(f"{name}: {span}, slope {slope:.2f} MiB per million")
+        tell(name, "requests", counts, values)
+
+
+def watch_grpc(root: Path, what: str, load: Callable[[str, bytes, int], Coroutine[Any, Any, None]], total: int) -> None:
+    """Resident memory of the gateway against the number of calls or connections, in ten steps after the first."""
+    request = service_pb2.ModelInferRequest(model_name="identity", raw_input_contents=[bytes(64)])
+    request.inputs.add(name="input", datatype="FP32", shape=[1, 16])
+    message = b"".join(framed([request.SerializeToString()]))
+    with serving(root) as server:
+        counts, gateway = [], []
+        for step in range(11):
+            asyncio.run(load(f"grpc://{server.grpc}", message, total // 11))
+            counts.append((step + 1) * (total // 11))
+            gateway.append(rss_mib(server.pid))
+    tell("gateway", what, counts, gateway)
+
+
+def tell(name: str, what: str, counts: list[int], values: list[float]) -> None:
+    """Prints how much memory has grown, and its slope."""
+    slope = np.polyfit(counts, values, 1)[0] * 1e6 if len(counts) > 1 else float("nan")
+    print(
+        f"{name}: {values[0]:.1f} -> {values[-1]:.1f} MiB over {counts[-1]:,} {what}, slope {slope:.2f} MiB per million"
+    )
 
 
 if __name__ == "__main__":

@@ -322,3 +322,51 @@ def test_whatever_a_client_sends_is_an_answer_and_not_a_traceback(frames: list[b
     finally:
         log.removeHandler(handler)
     assert not records
+
+
+def test_unfinished_messages_are_bounded() -> None:
+    """40 calls that each send 900 kB and do not end: the server takes some, and all of them in the end."""
+
+    def test() -> None:
+        client = Client(FakeModel(identity_config(dims=(-1,))))
+        client.hub.most_held_bytes = most = 1 << 20
+        client.connection = Http2Connection(client.hub)
+        client.transport = MemoryTransport(client.connection, ("127.0.0.1", 9))
+        window = client.hub.peer_limits.stream_window
+        floats = 225_000
+        request = pb.ModelInferRequest(model_name="identity", raw_input_contents=[bytes(4 * floats)])
+        request.inputs.add(name="input", datatype="FP32", shape=[1, floats])
+        body = request.SerializeToString()
+        message = b"\0" + len(body).to_bytes(4, "big") + body
+        streams = {1 + 2 * n: 0 for n in range(40)}  # bytes sent of each, up to the last one
+        room = dict.fromkeys(streams, window)
+        answered = set()
+        agreed = h2.frame(h2.SETTINGS, 1, 0)  # to the server's windows
+        client.send(HELLO, agreed, *(h2.frame(h2.HEADERS, 4, stream_id, HEAD) for stream_id in streams))
+
+        def send_what_may_be_sent(*, ends: bool) -> None:
+            moved = True
+            while moved:
+                moved = False
+                for stream_id, at in streams.items():
+                    last = len(message) - (0 if ends else 1)
+                    size = min(room[stream_id], last - at, 16_384)
+                    if size > 0:
+                        moved = True
+                        streams[stream_id] += size
+                        room[stream_id] -= size
+                        end = streams[stream_id] == len(message)
+                        frame = h2.frame(h2.DATA, 1 if end else 0, stream_id, message[at : at + size])
+                        for kind, about, payload in client.send(frame):
+                            if kind == h2.WINDOW_UPDATE and about:
+                                room[about] += int.from_bytes(payload, "big")
+                            elif kind == h2.HEADERS:
+                                answered.add(about)
+
+        send_what_may_be_sent(ends=False)
+        held = sum(streams.values())
+        assert most <= held <= most + len(streams) * window + window
+        send_what_may_be_sent(ends=True)
+        assert answered == set(streams)
+
+    run(test)

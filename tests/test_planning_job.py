@@ -1,12 +1,14 @@
 """From options to plans: profiles on disk, workload files, interference, and the command itself."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import msgspec
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from efserve.cli import main
 from efserve.errors import ConfigError, UsageError
@@ -174,3 +176,66 @@ def test_the_command_fits_measured_pairs_and_tells_the_error(profiles: Path, tmp
         assert "does not hold measured pairs" in refused.stderr
     missing = CliRunner().invoke(main, [*arguments, "--profiles", str(profiles), "--interference", "no-such-file"])
     assert "cannot read measured pairs" in missing.stderr
+
+
+def test_measured_pairs_count_as_measured_and_others_by_the_fit() -> None:
+    pairs = [Pair(me, 50, you, 50, 1.2) for me in LOADS for you in LOADS]
+    pairs[1] = Pair("a", 50, "b", 50, 1.7)
+    fitted = fit(pairs, LOADS)
+    assert fitted.slowdown("a", 50, [("b", 50)]) == pytest.approx(1.7)
+    assert 1 <= fitted.slowdown("a", 50, [("b", 25)]) < 1.7
+    assert fitted.slowdown("a", 50, []) == 1
+
+
+@given(
+    st.tuples(*[st.floats(-0.5, 1)] * 4, st.floats(0.5, 1.5)),
+    st.dictionaries(
+        st.tuples(st.just("a"), st.just(25.0), st.sampled_from("abc"), st.sampled_from((25.0, 50.0))), st.floats(1, 4)
+    ),
+    st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from((25.0, 50.0))), max_size=3),
+)
+def test_no_neighbours_are_worse_than_the_worst(
+    coefficients: tuple[float, float, float, float, float],
+    measured: dict[tuple[str, float, str, float], float],
+    neighbours: list[tuple[str, float]],
+) -> None:
+    interference = Interference(coefficients, LOADS, measured=measured)
+    if sum(share for _, share in neighbours) <= 75:
+        choices = [(model, share) for model in LOADS for share in (25.0, 50.0)]
+        slow = interference.slowdown("a", 25, neighbours)
+        assert 1 <= slow <= interference.worst("a", 25, choices) + 1e-9
+
+
+def test_pairs_beside_the_profiles_count_unless_they_shall_not(profiles: Path) -> None:
+    pairs = [Pair(me, 50, you, 50, 1.5) for me in "ab" for you in "ab"]
+    loads = {"a": {"l2": 0.5, "dram": 0.2}, "b": {"l2": 0.1, "dram": 0.9}}
+    text = json.dumps({"loads": loads, "pairs": [asdict(pair) for pair in pairs]})
+    (profiles / DEVICE / "pairs.json").write_text(text)
+    wanted = PlanConfig((("a", 1.0), ("b", 1.0)), (("a", 6.0), ("b", 100.0)), profiles=profiles, policy="gpulet")
+    alone = run(replace(wanted, no_interference=True))
+    assert alone.interference is None
+    assert [placement.share_pct for placement in alone.plan.placements] == [50, 50]
+    beside = run(wanted)  # 1.5 times 2.1 ms on a half are too slow for `a`
+    assert beside.interference is not None
+    assert [placement.share_pct for placement in beside.plan.placements] == [100]
+    with pytest.raises(UsageError, match="contradict"):
+        run(replace(wanted, no_interference=True, interference=Path("x")))
+
+
+def test_a_workload_in_yaml_says_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "workload.yaml"
+    path.write_text("models:\n- {model: a, rate: 5, slo: 9}\napplications:\n- rate: 2\n  slo: 8\n  steps: {a: []}\n")
+    capacities = [Capacity("a", "onnx", (Point(100, 1, 1, 1000, 1),))]
+    assert merged(read_workload(path, capacities)) == (Demand("a", 7, 8),)
+    for wrong in ("models: [", "models: 3"):
+        path.write_text(wrong)
+        with pytest.raises(UsageError, match="is no workload"):
+            read_workload(path, capacities)
+
+
+def test_the_command_draws_the_plan(profiles: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "plan.png"
+    arguments = ["plan", "--rate", "a=900", "--slo", "a=40", "--devices", "3", "--plot", str(picture)]
+    done = CliRunner().invoke(main, [*arguments, "--profiles", str(profiles)])
+    assert done.exit_code == 0, done.output
+    assert picture.read_bytes().startswith(b"\x89PNG")

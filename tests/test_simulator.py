@@ -34,15 +34,26 @@ def arriving(*at_ms: float) -> Arrival:
 
 def test_a_request_waits_for_a_running_batch_then_for_its_own() -> None:
     plan, capacities = one(4, 10, 100, 20)
-    outcome = simulate(plan, capacities, arriving(0, 1, 2, 3, 4, 5))
+    outcome = simulate(plan, capacities, arriving(0, 1, 2, 3, 4, 5), late="serve")
     (model,) = outcome.models
     assert model.requests == 6
     assert model.max_ms == pytest.approx(25)  # the last of five that wait finds no room in the next batch of four
     assert model.within_slo == 5
-    assert model.max_queued == 6
+    assert model.max_queued == 5
     assert outcome.duration_s == pytest.approx(0.030)
     assert outcome.partitions[0].utilization == pytest.approx(1)
     assert outcome.partitions[0].batches == 3
+
+
+def test_what_would_be_late_is_refused_so_that_the_rest_is_not() -> None:
+    plan, capacities = one(4, 10, 400, 40)
+    arrivals = planned_arrivals(plan, SimulateConfig((), requests=20_000), 2.0)
+    (dropped,) = simulate(plan, capacities, arrivals).models
+    (served,) = simulate(plan, capacities, arrivals, late="serve").models
+    assert served.dropped == 0
+    assert dropped.within_slo == dropped.requests - dropped.dropped
+    assert 0.49 < dropped.within_slo / dropped.requests <= 0.51  # as much as the device carries
+    assert served.within_slo < 0.05 * served.requests
 
 
 def test_constant_arrivals_within_the_worst_case_never_miss() -> None:
@@ -71,7 +82,7 @@ def test_a_server_without_batches_waits_as_theory_says() -> None:
 
 def test_processes_run_side_by_side() -> None:
     plan, capacities = one(1, 10, 100, 15, processes=2)
-    assert simulate(plan, capacities, arriving(0, 1, 2)).models[0].max_ms == pytest.approx(18)
+    assert simulate(plan, capacities, arriving(0, 1, 2), late="serve").models[0].max_ms == pytest.approx(18)
 
 
 def test_models_that_share_a_partition_take_turns() -> None:
@@ -176,6 +187,21 @@ def test_the_command_sweeps_and_prints_json(plan_file: Path, tmp_path: Path) -> 
     done = CliRunner().invoke(main, [*arguments, "--trace", str(trace), "--json"])
     assert [model["requests"] for result in json.loads(done.stdout) for model in result["models"]] == [2, 2]
     assert CliRunner().invoke(main, [*arguments, "--trace", str(trace), "--sweep"]).exit_code == 2
+
+
+def test_a_sweep_compares_policies_in_a_table_and_a_picture(plan_file: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "sweep.png"
+    arguments = ["simulate", str(plan_file), "--profiles", str(SHIPPED), "--requests", "2000", "--sweep"]
+    rivals = ["--policy", "gpulet", "--policy", "temporal", "--policy", "best", "--budget", "1"]
+    done = CliRunner().invoke(main, [*arguments, *rivals, "--plot", str(picture), "--json"])
+    assert done.exit_code == 0, done.output
+    limits = json.loads(done.stdout)
+    assert [limit["policy"] for limit in limits] == ["best", "gpulet", "temporal", "best"]
+    assert all(limit["tried"] == sorted(limit["tried"], key=lambda t: t["rate_per_s"]) for limit in limits)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    refused = CliRunner().invoke(main, ["simulate", str(plan_file), "--policy", "best"])
+    assert refused.exit_code == 2
+    assert "give --sweep too" in refused.stderr
 
 
 def test_an_empty_plan_is_refused(tmp_path: Path) -> None:

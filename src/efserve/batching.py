@@ -123,9 +123,22 @@ class BatchQueue:
         self._next_deadline_ns = min((r.deadline_ns for r in waiting if r.deadline_ns is not None), default=None)
         return late
 
-    def take(self, now_ns: int) -> list[InferRequest]:
-        """The batch that should run now, taken out; empty when nothing waits or it is worth waiting for more."""
-        count = self._count(now_ns)
+    @property
+    def first(self) -> InferRequest | None:
+        """The request that runs next."""
+        return next((line[0] for line in self._lines if line), None)
+
+    @property
+    def rows(self) -> int:
+        """Of all requests together."""
+        return sum([request.rows for line in self._lines for request in line])
+
+    def take(self, now_ns: int, most_rows: int = 0) -> list[InferRequest]:
+        """The batch that should run now, taken out; empty when nothing waits or it is worth waiting for more.
+
+        `most_rows` is the limit of the worker that is to run it, where that is less than the model's.
+        """
+        count = self._count(now_ns, min(most_rows or self._max_rows, self._max_rows))
         self._size -= count
         batch: list[InferRequest] = []
         for line in self._lines:
@@ -159,7 +172,7 @@ class BatchQueue:
         levels = self._levels
         return levels[0] if len(levels) == 1 else levels[self._batching.level(request.priority)]
 
-    def _count(self, now_ns: int) -> int:
+    def _count(self, now_ns: int, max_rows: int) -> int:
         """How many requests from the front run now; 0: none waits, or wait for more.
 
         The order of the rules is that of Triton's DynamicBatchScheduler::GetDynamicBatch.
@@ -174,7 +187,7 @@ class BatchQueue:
             if first is None:
                 first = request
                 oldest_ns = request.arrival_ns
-            elif rows + request.rows > self._max_rows or request.shape_key != first.shape_key:
+            elif rows + request.rows > max_rows or request.shape_key != first.shape_key:
                 complete = True
                 break
             oldest_ns = min(oldest_ns, request.arrival_ns)
@@ -187,6 +200,6 @@ class BatchQueue:
         late = self._delay_ns != 0 and now_ns - oldest_ns >= self._delay_ns
         if preferred_count and not late:
             return preferred_count
-        if complete or late or not self._delay_ns or rows >= self._largest_preferred:
+        if complete or late or not self._delay_ns or rows >= min(self._largest_preferred, max_rows):
             return count
         return 0

@@ -92,6 +92,14 @@ class ConversionFailed(ServerError):
     """A model could not be converted, or a converted file differs too much from its source."""
 
 
+class MpsFailed(ServerError):
+    """NVIDIA MPS cannot be had here, or one of its programs does not do as it is told."""
+
+
+class MpsHangs(MpsFailed):
+    """One of NVIDIA's programs did not answer within its deadline."""
+
+
 class MeasurementFailed(ServerError):
     """A benchmark or profile could not be taken."""
 

@@ -13,6 +13,7 @@ from efserve.batching import BatchQueue
 from efserve.errors import Cancelled, EfserveError, Unavailable, WorkerDied
 from efserve.inference import InferRequest, Outcome
 from efserve.model_config import ModelConfig
+from efserve.turns import Terms, Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +39,34 @@ Action = Send | Fail
 class _WorkerSlots:
     """Free slots of a worker, and the batches that it holds."""
 
-    __slots__ = ("free", "running")
+    __slots__ = ("free", "free_ns", "given_s", "running", "terms")
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, terms: Terms | None) -> None:
         self.free = list(range(slots))
         self.running: dict[int, list[InferRequest]] = {}
+        self.terms = terms
+        self.free_ns = 0  # of a worker with terms: when what it runs is expected to end
+        self.given_s = 0.0  # of a worker with terms: all its rows so far over its capacity
 
 
 class Router:
     """Decides for one model version.
 
+    Workers with `terms` are those of a plan: each has its own largest batch, gets requests in proportion to what it
+    carries, and runs only in its turn where it shares its partition. Either all workers have terms or none has.
+
     Invariant: a request is in the queue, or in exactly one slot of one worker, or has left.
     """
 
-    def __init__(self, config: ModelConfig, *, hold_requests: int = 0) -> None:
-        """With `hold_requests`, nothing runs before so many requests have waited at once; for tests of batching."""
+    def __init__(self, config: ModelConfig, *, hold_requests: int = 0, slo_ns: int = 0) -> None:
+        """With `hold_requests`, nothing runs before so many requests have waited at once; for tests of batching.
+
+        With `slo_ns`, a request that its workers cannot answer within it fails as soon as that is known.
+        """
         self._name = config.name
         self._hold_requests = hold_requests
+        self._slo_ns = slo_ns
+        self._has_terms = False
         self._queue = BatchQueue(config.max_rows, config.dynamic_batching)
         self._workers: dict[int, _WorkerSlots] = {}
         self._closed: EfserveError | None = None
@@ -82,6 +94,8 @@ class Router:
         """A request has arrived, at its `arrival_ns`."""
         if self._closed is not None:
             return (Fail(request, self._closed),)
+        if self._slo_ns and not self._is_in_time(request):
+            return (self._too_late(request),)
         if not self._queue.add(request):
             return (Fail(request, Unavailable("Exceeds maximum queue size")),)
         return self._dispatch(request.arrival_ns)
@@ -90,17 +104,29 @@ class Router:
         """The client of a request has gone: it leaves the queue, where it still waits; what runs is not disturbed."""
         return (Fail(request, Cancelled("the client has gone")),) if self._queue.remove(request) else ()
 
-    def worker_ready(self, worker: int, slots: int, now_ns: int) -> Sequence[Action]:
-        """A worker can take batches, as many at once as it has slots."""
+    def worker_ready(self, worker: int, slots: int, now_ns: int, terms: Terms | None = None) -> Sequence[Action]:
+        """A worker can take batches, as many at once as it has slots; one at a time where it has terms."""
         assert worker not in self._workers
-        self._workers[worker] = _WorkerSlots(slots)
+        assert (terms is not None) == self._has_terms or not self._workers
+        new = _WorkerSlots(slots if terms is None else 1, terms)
+        new.given_s = min((other.given_s for other in self._workers.values()), default=0.0)
+        self._workers[worker] = new
+        self._has_terms = terms is not None
+        if terms is not None and terms.turns is not None:
+            terms.turns.join(self)
         return self._dispatch(now_ns)
 
     def batch_done(self, worker: int, slot: int, now_ns: int) -> tuple[list[InferRequest], Sequence[Action]]:
-        """The worker has answered a batch: its requests, for the owner to answer, and what to do next."""
+        """The worker has answered a batch: its requests, for the owner to answer, and what to do next.
+
+        Where the worker has turns, others may be next: ask `pass_on`.
+        """
         slots = self._workers[worker]
         batch = slots.running.pop(slot)
         slots.free.append(slot)
+        if slots.terms is not None and slots.terms.turns is not None:
+            slots.terms.turns.give_back()
+            return batch, ()
         return batch, self._dispatch(now_ns)
 
     def worker_dead(self, worker: int, now_ns: int) -> Sequence[Action]:
@@ -111,6 +137,8 @@ class Router:
         held = self._workers.pop(worker, None)
         if held is None:
             return ()
+        if held.terms is not None and held.terms.turns is not None:
+            held.terms.turns.leave(self)
         batches = list(held.running.values())  # in the order in which they were sent, and so run
         if self._closed is not None:
             return tuple([Fail(request, self._closed) for batch in batches for request in batch])
@@ -150,10 +178,11 @@ class Router:
             return actions
         self._hold_requests = 0
         while len(queue):
-            worker = self._most_free()
+            worker = self._next_by_terms(now_ns, actions) if self._has_terms else self._most_free()
             if worker < 0:
                 break
-            batch = queue.take(now_ns)
+            slots = self._workers[worker]
+            batch = queue.take(now_ns, slots.terms.rows if slots.terms is not None else 0)
             if not batch:
                 break
             if gone := [request for request in batch if request.cancelled]:
@@ -161,9 +190,10 @@ class Router:
                 batch = [request for request in batch if not request.cancelled]
                 if not batch:
                     continue
-            slots = self._workers[worker]
             slot = slots.free.pop()
             slots.running[slot] = batch
+            if slots.terms is not None:
+                self._begin(slots, slots.terms, sum([request.rows for request in batch]), now_ns)
             actions.append(Send(worker, slot, batch))
         return actions
 
@@ -175,6 +205,77 @@ class Router:
             if free > most:
                 best, most = number, free
         return best
+
+    def _begin(self, slots: _WorkerSlots, terms: Terms, rows: int, now_ns: int) -> None:
+        slots.given_s += rows / terms.capacity_per_s
+        slots.free_ns = now_ns + terms.took_ns(rows)
+        if terms.turns is not None:
+            terms.turns.take(self, slots.free_ns)
+
+    def _next_by_terms(self, now_ns: int, actions: list[Action]) -> int:
+        """Of the workers that may begin a batch the one that was given least for what it carries; -1: none.
+
+        With an SLO it must be one that answers the first request in time. A request that no worker can answer in time
+        any more fails; one that only a busy worker can waits for that.
+        """
+        while (first := self._queue.first) is not None:
+            late_ns = first.arrival_ns + self._slo_ns if self._slo_ns and not first.retried else 0
+            rows = self._queue.rows if late_ns else 0
+            best, least_s, can_wait = -1, float("inf"), not self._workers
+            for number, slots in self._workers.items():
+                terms = slots.terms
+                assert terms is not None
+                if late_ns and _free_ns(slots, terms, now_ns) + terms.took_ns(rows) > late_ns:
+                    continue
+                if not slots.free or (terms.turns is not None and terms.turns.holder is not None):
+                    can_wait = True
+                elif slots.given_s < least_s:
+                    best, least_s = number, slots.given_s
+            if best >= 0 or can_wait or not late_ns:
+                return best
+            self._queue.remove(first)
+            actions.append(self._too_late(first))
+        return -1
+
+    def _is_in_time(self, request: InferRequest) -> bool:
+        """Whether the workers could answer everything that waits, and then this request, by its deadline."""
+        rows = self._queue.rows + request.rows
+        deadline_ns = request.arrival_ns + self._slo_ns
+        for slots in self._workers.values():
+            terms = slots.terms
+            if terms is None:
+                return True
+            spare_ns = deadline_ns - _free_ns(slots, terms, request.arrival_ns)
+            if spare_ns >= terms.batch_ns:
+                rows -= spare_ns // terms.batch_ns * terms.rows
+            elif spare_ns >= terms.took_ns(rows):
+                rows = 0
+            if rows <= 0:
+                return True
+        return not self._workers  # a worker that died is back soon, perhaps
+
+    def _too_late(self, request: InferRequest) -> Fail:
+        slo_ms = self._slo_ns / 1e6
+        return Fail(request, Unavailable(f"'{self._name}' cannot answer within its SLO of {slo_ms:g} ms any more"))
+
+
+def _free_ns(slots: _WorkerSlots, terms: Terms, now_ns: int) -> int:
+    """When a worker could begin its next batch, if nobody else wants its partition."""
+    if terms.turns is not None:
+        return now_ns if terms.turns.holder is None else max(now_ns, terms.turns.free_ns)
+    return now_ns if slots.free else max(now_ns, slots.free_ns)
+
+
+def pass_on(turns: Turns, now_ns: int) -> list[tuple[Router, Sequence[Action]]]:
+    """A shared partition is free: asks its models' routers, in turn, until one begins a batch; what each has to do."""
+    done: list[tuple[Router, Sequence[Action]]] = []
+    for router in turns.following():
+        assert isinstance(router, Router)
+        if actions := router.tick(now_ns):
+            done.append((router, actions))
+        if turns.holder is not None:
+            break
+    return done
 
 
 class AnswerOrder:

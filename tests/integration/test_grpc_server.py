@@ -1,11 +1,12 @@
 """What a whole server offers over gRPC beside inference, with Triton's own client: models, settings, shared memory."""
 
+import asyncio
 import base64
 import itertools
 import json
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -13,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from tritonclient import grpc as triton
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from tritonclient.utils import shared_memory as shm
 
+from efserve.codec.grpc import framed
+from grpc_load import calls_on_one_connection, connections
 from live_server import MODELS, SHIPPED, RunningServer, serve
 
 IMAGE_BYTES, SCORES_BYTES = 4 * 64, 4 * 10
@@ -50,6 +55,21 @@ def repository(tmp_path: Path) -> Path:
     (folder / "model.py").write_text(COUNTS.format(start=0))
     (folder.parent / "config.pbtxt").write_text(CONFIG)
     return tmp_path / "repository"
+
+
+@pytest.mark.parametrize(("load", "count"), [(calls_on_one_connection, 6000), (connections, 1500)])
+def test_memory_is_flat(load: Callable[[str, bytes, int], Coroutine[Any, Any, None]], count: int) -> None:
+    """The second half of the calls costs no memory: a kilobyte for each would be 3 or 0.75 MB."""
+    request = service_pb2.ModelInferRequest(model_name="digits", raw_input_contents=[bytes(IMAGE_BYTES)])
+    request.inputs.add(name="input", datatype="FP32", shape=[1, 1, 8, 8])
+    message = b"".join(framed([request.SerializeToString()]))
+    with serve("--model", "digits", repository=SHIPPED) as server:
+        gateway = psutil.Process(server.process.pid)
+        run = partial(load, f"grpc://{server.grpc}", message)
+        asyncio.run(run(count // 2))
+        before = gateway.memory_info().rss
+        asyncio.run(run(count // 2))
+        assert gateway.memory_info().rss - before < 700_000
 
 
 def place_of(client: triton.InferenceServerClient, name: str = "m", **options: Any) -> int:

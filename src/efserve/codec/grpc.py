@@ -132,6 +132,11 @@ class MessageReader:
         """True in the middle of a message."""
         return bool(self._prefix) or self._body is not None
 
+    @property
+    def held_bytes(self) -> int:
+        """Of a message that is not whole yet."""
+        return self._filled if self._body is not None else len(self._prefix)
+
     def feed(self, data: Body) -> list[Body]:
         """The messages that are whole now; `data` need not stay. Raises CallFailed for what cannot be read."""
         messages: list[Body] = []

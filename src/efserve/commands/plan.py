@@ -25,7 +25,9 @@ def _number_of(text: str) -> tuple[str, float]:
 
 
 def _devices(text: str) -> tuple[int, str]:
-    """How many devices, and of which kind: `COUNT` or `COUNTxNAME`."""
+    """How many devices, and of which kind: `COUNT` or `COUNTxNAME`; nothing: this machine's."""
+    if not text:
+        return 0, ""
     count, _, kind = text.partition("x")
     if not count.isdecimal() or int(count) < 1 or (not kind and "x" in text):
         raise click.BadParameter(f"{text!r} is no COUNT or COUNTxNAME such as 4 or 4xa100")
@@ -40,15 +42,15 @@ def _devices(text: str) -> tuple[int, str]:
 @click.option(
     "--workload",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="JSON file of models and applications with their rates and SLOs, as docs/scheduling.md tells.",
+    help="YAML or JSON file of models and applications with their rates and SLOs, as docs/scheduling.md tells.",
 )
 @click.option(
     "--devices",
     type=_devices,
     metavar="COUNT[xNAME]",
-    default="1",
-    show_default=True,
-    help="Devices to plan for, of a kind that has a folder of profiles; this machine need not have them.",
+    default="",
+    help="Devices to plan for, of a kind that has a folder of profiles; this machine need not have them.  "
+    "[default: this machine's]",
 )
 @click.option(
     "--memory",
@@ -110,8 +112,10 @@ def _devices(text: str) -> tuple[int, str]:
 @click.option(
     "--interference",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="JSON file of measured pairs; plans then hold beside the worst neighbours, by the model fitted to them.",
+    help="JSON file of measured pairs; plans then hold beside the worst neighbours.  "
+    "[default: pairs.json beside the profiles, where there is one]",
 )
+@click.option("--no-interference", is_flag=True, help="Plan as if neighbours cost nothing, to compare.")
 @click.option(
     "--check",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -119,6 +123,12 @@ def _devices(text: str) -> tuple[int, str]:
     help="Make no plan: tell whether this one holds.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan to this file.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="PNG",
+    help="Draw the shares of each device, and the load of each model, as a picture.",
+)
 @click.option("--json", is_flag=True, help="Print the plan as JSON on stdout; the tables go to stderr.")
 def command(**options: Any) -> None:
     """Pack models on partitions of devices so that every rate and SLO holds.
@@ -130,6 +140,10 @@ def command(**options: Any) -> None:
     from efserve.planning.plan import NoPlan
 
     config = PlanConfig(**options)
+    if config.plot:
+        from efserve.reports.profile_plot import require_matplotlib
+
+        require_matplotlib()
     try:
         result = run(config)
     except NoPlan as error:
@@ -168,7 +182,8 @@ def _print(result: "PlanResult", config: PlanConfig) -> None:
     console.print(f"\n{breaks_first(result.plan)}", markup=False)
     if (fitted := result.interference) is not None:
         console.print(
-            f"Interference: predictions for pairs left out of the fit are off by {fitted.error_pct:.1f} % on average, "
+            f"Interference: {len(fitted.measured)} measured pairs count as they were measured, others by the linear "
+            f"model: predictions for pairs left out of the fit are off by {fitted.error_pct:.1f} % on average, "
             f"{fitted.p90_error_pct:.1f} % at most for 90 % of them.",
             markup=False,
         )
@@ -176,6 +191,11 @@ def _print(result: "PlanResult", config: PlanConfig) -> None:
         console.print(f"Does not hold: {sentence}", markup=False, soft_wrap=True)
     if config.check and not result.wrong:
         console.print("The plan holds: shares, partitions, memory, capacity and worst-case latency.")
+    if config.plot:
+        from efserve.reports.plan_plot import plot_plan
+
+        plot_plan(result.plan, config.plot)
+        console.print(f"-> {config.plot}", markup=False, soft_wrap=True)
     if config.output:
         console.print(f"-> {config.output}", markup=False, soft_wrap=True)
     if config.json:

@@ -87,6 +87,13 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     "--max-request-bytes", type=click.IntRange(1), default=64 * 2**20, help="Largest request body.  [default: 64 MiB]"
 )
 @click.option(
+    "--mps",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="NVIDIA MPS for models that share a GPU; auto: where it can be had; on: or end with exit code 1.",
+)
+@click.option(
     "--load-timeout-s",
     type=click.FloatRange(0, min_open=True),
     default=300.0,

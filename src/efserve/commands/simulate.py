@@ -54,8 +54,36 @@ if TYPE_CHECKING:
     show_default=True,
     help="Let requests come so many times as fast as planned, or as in the trace.",
 )
+@click.option(
+    "--late",
+    type=click.Choice(["serve", "drop"]),
+    default="drop",
+    show_default=True,
+    help="Requests that cannot keep their SLO any more, as in `efserve serve`: answered 503 at once, or all the same.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same result.")
 @click.option("--sweep", is_flag=True, help="Find the highest rates that each plan holds for 99 % of the requests.")
+@click.option(
+    "--policy",
+    type=click.Choice(["best", "gpulet", "temporal", "static"]),
+    multiple=True,
+    help="With --sweep: plan the same demands by this too, for as much as the devices carry; repeatable.",
+)
+@click.option(
+    "--budget",
+    "budget_s",
+    type=click.FloatRange(0.1),
+    default=5.0,
+    show_default=True,
+    metavar="S",
+    help="How long the policy `best` may search for the highest rates.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="PNG",
+    help="With --sweep: draw the part within the SLO over the rate.",
+)
 @click.option("--json", is_flag=True, help="Print the result as JSON on stdout; the tables go to stderr.")
 def command(**options: Any) -> None:
     """Run plans on simulated devices and tell how many requests keep their SLO.
@@ -71,6 +99,12 @@ def command(**options: Any) -> None:
     config = SimulateConfig(**options)
     if config.sweep and config.trace:
         raise UsageError("--sweep makes its own arrivals: give --trace or --sweep, not both")
+    if (config.policy or config.plot) and not config.sweep:
+        raise UsageError("--policy and --plot are about the highest rates: give --sweep too")
+    if config.plot:
+        from efserve.reports.profile_plot import require_matplotlib
+
+        require_matplotlib()
     results = run(config)
     console = err() if config.json else out()
     for result in results:
@@ -78,6 +112,9 @@ def command(**options: Any) -> None:
             _print_outcomes(console, result)
     if limits := [result for result in results if not isinstance(result, Outcomes)]:
         console.print(_limits_table(limits))
+        if config.plot:
+            _plot(limits, config.plot)
+            console.print(f"-> {config.plot}", markup=False, soft_wrap=True)
     if config.json:
         import msgspec
 
@@ -97,7 +134,7 @@ def _print_outcomes(console: "Console", result: "Outcomes") -> None:
 
 def _models_table(result: "Outcomes") -> "Table":
     table = _table(
-        f"Simulated: {result.policy}", ("model", "requests", "in SLO %", "good/s", "p50 ms", "p99 ms", "queue")
+        f"Simulated: {result.policy}", ("model", "requests", "in SLO %", "503", "good/s", "p50 ms", "p99 ms", "queue")
     )
     for model in result.models:
         within_pct = 100 * model.within_slo / model.requests if model.requests else 100.0
@@ -105,6 +142,7 @@ def _models_table(result: "Outcomes") -> "Table":
             model.model,
             f"{model.requests:,}",
             f"{within_pct:.2f}",
+            f"{model.dropped:,}",
             f"{model.goodput_per_s:,.1f}",
             f"{model.p50_ms:.4g}",
             f"{model.p99_ms:.4g}",
@@ -130,8 +168,27 @@ def _partitions_table(result: "Outcomes") -> "Table":
 def _limits_table(limits: Sequence["Limit"]) -> "Table":
     table = _table("Highest load with 99 % within the SLO of each model", ("plan", "policy", "times planned", "req/s"))
     for limit in limits:
-        table.add_row(limit.plan, limit.policy, f"{limit.factor:.2f}", f"{limit.rate_per_s:,.1f}")
+        rate = f"{limit.rate_per_s:,.1f}"
+        table.add_row(limit.plan or "(for the most)", limit.policy, f"{limit.factor:.2f}", rate)
     return table
+
+
+def _plot(limits: Sequence["Limit"], path: Path) -> None:
+    """A curve per plan."""
+    from efserve.reports.plan_plot import plot_sweep
+    from efserve.simulator.events import ENOUGH
+
+    plot_sweep(
+        [
+            (
+                f"{Path(limit.plan).name} ({limit.policy})" if limit.plan else limit.policy,
+                [(each.rate_per_s, 100 * each.within_slo) for each in limit.tried],
+            )
+            for limit in limits
+        ],
+        100 * ENOUGH,
+        path,
+    )
 
 
 def _table(title: str, columns: Sequence[str]) -> "Table":

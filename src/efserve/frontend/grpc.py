@@ -37,7 +37,7 @@ def open_grpc(
     """A port that serves the v2 methods of one service over gRPC."""
     routes = Routes(service, server_name, max_request_bytes, admin, memory)
     methods = Methods(service, routes, max_request_bytes)
-    hub = Hub(methods.begin, limits or Limits())
+    hub = Hub(methods.begin, limits or Limits(), most_held_bytes=2 * max_request_bytes)
     return Port(lambda: Http2Connection(hub), hub.group, also=methods.sweep)
 
 

@@ -179,9 +179,11 @@ class Call:
             self.fail(exc)
             return
         self._withheld_bytes += size
-        self._open_window()
         if ended:
             self.on_end()
+        else:
+            self._connection.holding.put(self, self._reader.held_bytes + len(self._message))
+            self._open_window()
 
     def _take(self, message: Body) -> None:
         if self._method.streams_in:
@@ -197,6 +199,8 @@ class Call:
         if not self.is_open:
             return
         self._is_whole = True
+        if self._reader is not None:
+            self._connection.holding.put(self, 0)
         if self._reader is not None and self._reader.partial:
             self.fail(CallFailed(Status.INTERNAL, "the request ends in the middle of a message"))
         elif self._method.streams_in:
@@ -219,7 +223,11 @@ class Call:
     def _open_window(self) -> None:
         """Let the client send on, unless it has enough in flight."""
         in_flight = len(self.requests) if self.requests is not None else 0
-        if in_flight < MAX_IN_FLIGHT and self._stream.queued_bytes < MAX_QUEUED_BYTES:
+        if (
+            in_flight < MAX_IN_FLIGHT
+            and self._stream.queued_bytes < MAX_QUEUED_BYTES
+            and self._connection.holding.may_go_on(self)
+        ):
             size, self._withheld_bytes = self._withheld_bytes, 0
             self._connection.codec.give_back(self._stream, size)
 
@@ -311,6 +319,8 @@ class Call:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._reader is not None:
+            self._connection.holding.put(self, 0)
         if self.request is not None:
             self.request.cancel()  # of no effect on one that has been answered
             self.request = None

@@ -13,6 +13,7 @@ from efserve.codec.http2.connection import Connection
 from efserve.codec.http2.events import DataReceived, Event, HeadReceived, StreamEnded, TrailersReceived, WentAway
 from efserve.codec.http2.limits import DEFAULT_LIMITS
 from efserve.codec.http2.limits import Limits as PeerLimits
+from efserve.frontend.holding import Holding
 from efserve.frontend.port import Group, is_local
 from efserve.inference import Body
 
@@ -60,7 +61,10 @@ class Hub:
         begin: "Callable[[Http2Connection, HeadReceived], Call | None]",
         limits: Limits,
         peer_limits: PeerLimits = DEFAULT_LIMITS,
+        *,
+        most_held_bytes: int = 128 * 2**20,
     ) -> None:
+        self.most_held_bytes = most_held_bytes  # of unfinished messages of one connection
         self.begin = begin
         self.limits = limits
         self.peer_limits = peer_limits
@@ -80,6 +84,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         "_receiving",
         "_stamps",
         "_transport",
+        "holding",
         "send_answer",
     )
 
@@ -87,6 +92,7 @@ class Http2Connection(asyncio.BufferedProtocol):
         self._hub = hub
         self._codec = Connection(limits=hub.peer_limits)
         self.send_answer = self._codec.send_answer
+        self.holding = Holding(hub.most_held_bytes)
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # set by connection_made
         self._receiving = self._blocked = self._finishing = False
         self._received_bytes = 0

@@ -2,11 +2,11 @@
 
 The linear form of gpu-lets: I = c0 l2_me p_me + c1 l2_you p_you + c2 dram_me p_me + c3 dram_you p_you + c4, never below
 1, where l2 and dram are a model's own utilisations (0..1) and p the shares (0..1). The terms of several neighbours add
-up. Fitted per kind of device.
+up. Fitted per kind of device. A pair that was measured counts as it was measured; the linear form is for all others.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -42,26 +42,56 @@ class Measurements:
     pairs: tuple[Pair, ...]
 
 
+Beside = tuple[str, float, str, float]  # me, my share, you, your share; shares in percent, to a tenth
+
+
+def beside(me: str, my_pct: float, you: str, your_pct: float) -> Beside:
+    """What a measured pair is found by."""
+    return (me, round(my_pct, 1), you, round(your_pct, 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Interference:
-    """A fitted model. Models without a load of their own count as the greatest load that is known."""
+    """Measured pairs and a model fitted to them. Models without a load of their own count as the greatest known."""
 
     coefficients: tuple[float, float, float, float, float]
     loads: dict[str, Load]
     error_pct: float = 0.0  # mean absolute error of predictions for pairs that were left out of the fit
     p90_error_pct: float = 0.0
+    measured: dict[Beside, float] = field(default_factory=dict)  # slowdowns, at least 1
 
     def slowdown(self, me: str, my_pct: float, neighbours: Sequence[tuple[str, float]]) -> float:
-        """How many times as long `me` takes beside these models on their shares; at least 1, and 1 beside nobody."""
-        if not neighbours:
-            return 1.0
-        pressure = sum(self._pressure(you) * your_pct / 100 for you, your_pct in neighbours)
-        return max(1.0, self._own(me, my_pct) + pressure)
+        """How many times as long `me` takes beside these models on their shares; at least 1, and 1 beside nobody.
 
-    def worst(self, me: str, my_pct: float, models: Sequence[str]) -> float:
-        """The greatest slowdown that any of the models could cause, together, on what `me` leaves of the device."""
-        pressure = max((self._pressure(you) for you in models), default=0.0)
-        return max(1.0, self._own(me, my_pct) + max(0.0, pressure) * (1 - my_pct / 100))
+        What measured neighbours cost adds up; so do the terms of the others.
+        """
+        excess = 0.0
+        others = []
+        for you, your_pct in neighbours:
+            known = self.measured.get(beside(me, my_pct, you, your_pct))
+            if known is None:
+                others.append((you, your_pct))
+            else:
+                excess += known - 1
+        if others:
+            pressure = sum(self._pressure(you) * your_pct / 100 for you, your_pct in others)
+            excess += max(0.0, self._own(me, my_pct) + pressure - 1)
+        return 1 + excess
+
+    def worst(self, me: str, my_pct: float, choices: Iterable[tuple[str, float]]) -> float:
+        """The greatest slowdown that neighbours out of (model, share) could cause on what `me` leaves of the device."""
+        room_pct = 100 - my_pct
+        per_pct = own = 0.0
+        for you, your_pct in choices:
+            if your_pct > room_pct + 0.05:
+                continue
+            known = self.measured.get(beside(me, my_pct, you, your_pct))
+            if known is None:
+                own = max(own, self._own(me, my_pct) - 1)
+                per_pct = max(per_pct, self._pressure(you) / 100)
+            else:
+                per_pct = max(per_pct, (known - 1) / your_pct)
+        return 1 + own + per_pct * (room_pct + 0.05)
 
     def _own(self, me: str, my_pct: float) -> float:
         load = self._load(me)
@@ -107,7 +137,11 @@ def fit(pairs: Sequence[Pair], loads: dict[str, Load]) -> Interference:
         errors_pct[out] = 100 * np.abs(predicted - measured[out]) / measured[out]
     c0, c1, c2, c3, c4 = (float(c) for c in np.linalg.lstsq(terms, measured, rcond=None)[0])
     return Interference(
-        (c0, c1, c2, c3, c4), dict(loads), float(errors_pct.mean()), float(np.percentile(errors_pct, 90))
+        (c0, c1, c2, c3, c4),
+        dict(loads),
+        float(errors_pct.mean()),
+        float(np.percentile(errors_pct, 90)),
+        {beside(p.me, p.my_pct, p.you, p.your_pct): max(1.0, p.slowdown) for p in pairs},
     )
 
 
@@ -124,15 +158,16 @@ def read_interference(path: Path) -> Interference:
 
 def slowed(capacities: Sequence[Capacity], interference: Interference) -> tuple[Capacity, ...]:
     """The capacities beside the worst neighbours that each partition could get: what every policy then plans with."""
-    models = sorted({capacity.model for capacity in capacities})
+    choices = sorted({(capacity.model, point.share_pct) for capacity in capacities for point in capacity.points})
+    worst = {(me, my_pct): interference.worst(me, my_pct, choices) for me, my_pct in choices}
     return tuple(
         replace(
-            capacity, points=tuple(_slowed(capacity.model, point, models, interference) for point in capacity.points)
+            capacity,
+            points=tuple(_slowed(point, worst[capacity.model, point.share_pct]) for point in capacity.points),
         )
         for capacity in capacities
     )
 
 
-def _slowed(model: str, point: Point, models: Sequence[str], interference: Interference) -> Point:
-    slow = interference.worst(model, point.share_pct, models) if point.share_pct < 99.9 else 1.0
+def _slowed(point: Point, slow: float) -> Point:
     return replace(point, latency_ms=point.latency_ms * slow, throughput_per_s=point.throughput_per_s / slow)

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 
+from efserve.devices.cpu import available_cores, cpu_slug
 from efserve.errors import ServerError, UsageError
 from efserve.planning.check import check
 from efserve.planning.interference import Interference, read_interference, slowed
 from efserve.planning.options import PlanConfig
 from efserve.planning.plan import Capacity, Demand, Device, Plan, Problem, plan_json, read_plan
 from efserve.planning.policies import make_plan
-from efserve.planning.tables import kinds, read_capacities
+from efserve.planning.tables import kinds, pairs_path, read_capacities
 from efserve.planning.workload import merged, read_workload
+from efserve.records import machine_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +25,30 @@ class PlanResult:
 
 def run(config: PlanConfig) -> PlanResult:
     """Makes a plan, or checks one. Raises NoPlan where the demands cannot be met, UsageError where none are given."""
-    interference = read_interference(config.interference) if config.interference else None
+    if config.interference and config.no_interference:
+        raise UsageError("--interference and --no-interference contradict each other: give one of them")
     if config.check:
         plan = read_plan(config.check)
         kind = plan.devices[0].kind if plan.devices else ""
+        interference = _interference(config, kind)
         wrong = check(plan, read_capacities(config.profiles, kind), interference)
         return PlanResult(plan, tuple(wrong), interference)
-    return _planned(config, interference)
+    return _planned(config)
 
 
-def _planned(config: PlanConfig, interference: Interference | None) -> PlanResult:
+def _interference(config: PlanConfig, kind: str) -> Interference | None:
+    """What is known of neighbours: from the file asked for, or from the one beside the profiles."""
+    beside = pairs_path(config.profiles, kind)
+    if config.no_interference or not (config.interference or beside.exists()):
+        return None
+    return read_interference(config.interference or beside)
+
+
+def _planned(config: PlanConfig) -> PlanResult:
     count, kind = config.devices
-    kind = kind or _only_kind(config)
+    count, kind = count or 1, kind or _kind_here(config)
     capacities = read_capacities(config.profiles, kind)
+    interference = _interference(config, kind)
     problem = Problem(
         demands=_demands(config, capacities),
         capacities=slowed(capacities, interference) if interference else capacities,
@@ -69,9 +82,15 @@ def _demands(config: PlanConfig, capacities: tuple[Capacity, ...]) -> tuple[Dema
     return merged(demands)
 
 
-def _only_kind(config: PlanConfig) -> str:
+def _kind_here(config: PlanConfig) -> str:
+    """The kind of this machine's device where it has profiles, else the only kind that has."""
     known = kinds(config.profiles)
+    here = cpu_slug(machine_facts().cpu_model, len(available_cores()))
+    if here in known:
+        return here
     if len(known) != 1:
         there = ", ".join(known) or f"none in {config.profiles}; `efserve profile --grid` makes them"
-        raise UsageError(f"which kind of device? Give --devices COUNTxNAME, where profiles are of: {there}")
+        raise UsageError(
+            f"no profiles of this machine's {here}; give --devices COUNTxNAME, where profiles are of: {there}"
+        )
     return known[0]

@@ -11,7 +11,7 @@ class PlanConfig:
     rate: tuple[tuple[str, float], ...] = ()
     slo: tuple[tuple[str, float], ...] = ()
     workload: Path | None = None
-    devices: tuple[int, str] = (1, "")  # count and kind; no kind: the only one that has profiles
+    devices: tuple[int, str] = (0, "")  # count and kind; 0: this machine's; no kind: its own, or the only one profiled
     memory_mb: float = 0.0
     profiles: Path = Path("profiled_data")
     policy: str = "best"
@@ -20,7 +20,9 @@ class PlanConfig:
     objective: str = "devices"
     arrivals: str = "poisson"
     budget_s: float = 5.0
-    interference: Path | None = None
+    interference: Path | None = None  # None: the pairs measured beside the profiles, where there are any
+    no_interference: bool = False
     check: Path | None = None
     output: Path | None = None
+    plot: Path | None = None
     json: bool = False

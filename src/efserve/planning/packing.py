@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from efserve.planning.plan import Placement, Plan, Problem, Tenant
-from efserve.planning.recipes import UNITS, Recipe
+from efserve.planning.recipes import UNITS, Recipe, row_ms
 
 
 class Shelf:
@@ -111,6 +111,8 @@ def assemble(problem: Problem, policy: str, shelves: Sequence[Shelf]) -> Plan:
                     capacity_per_s=part.capacity_per_s,
                     latency_ms=part.point.latency_ms,
                     worst_ms=recipe.cycle_ms + part.point.latency_ms,
+                    row_ms=row_ms(problem, part),
+                    memory_mb=part.point.memory_mb,
                 )
                 for part in recipe.parts
             )

@@ -64,7 +64,10 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One model on a partition. `rate_per_s` is its part of the model's rate, `worst_ms` its worst latency."""
+    """One model on a partition. `rate_per_s` is its part of the model's rate, `worst_ms` its worst latency.
+
+    The last two are for the server: how long a batch of one takes (0: not known), and the memory of all its processes.
+    """
 
     model: str
     engine: str
@@ -74,6 +77,8 @@ class Tenant:
     capacity_per_s: float
     latency_ms: float
     worst_ms: float
+    row_ms: float = 0.0
+    memory_mb: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

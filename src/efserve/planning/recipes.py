@@ -65,6 +65,11 @@ def _safe_load(batch: int, spare: float) -> float:
     return low
 
 
+def pooled(batch: int, rate_per_s: float, cycle_ms: float) -> int:
+    """The batch of all partitions of a model together, which serve one queue, if all had this cycle."""
+    return max(batch, int(rate_per_s * cycle_ms / 1000))
+
+
 def units_of(share_pct: float) -> int:
     """A share as a whole number of units."""
     return int(share_pct / 100 * UNITS + 1e-6)
@@ -81,6 +86,18 @@ def points_of(problem: Problem, model: str) -> list[tuple[str, Point]]:
     ]
 
 
+def row_ms(problem: Problem, part: Part) -> float:
+    """How long the fewest rows that are known take on the part's share; 0 where that is the batch itself."""
+    fewer = [
+        (point.batch, point.latency_ms)
+        for engine, point in points_of(problem, part.model)
+        if engine == part.engine
+        and (units_of(point.share_pct), point.processes) == (units_of(part.point.share_pct), part.point.processes)
+    ]
+    batch, latency_ms = min(fewer)
+    return min(latency_ms, part.point.latency_ms) if batch == 1 else 0.0
+
+
 def alone(problem: Problem, demand: Demand) -> list[Recipe]:
     """The best recipe for the model alone on each share, smallest share first; a larger one always carries more.
 
@@ -92,7 +109,8 @@ def alone(problem: Problem, demand: Demand) -> list[Recipe]:
             units = units_of(point.share_pct)
             carries_per_s = point.throughput_per_s
             if problem.arrivals == "poisson":
-                carries_per_s *= safe_load(point.batch * point.processes, demand.slo_ms / point.latency_ms)
+                batch = pooled(point.batch * point.processes, problem.wanted_per_s(demand), point.latency_ms)
+                carries_per_s *= safe_load(batch, demand.slo_ms / point.latency_ms)
             if units not in best or (carries_per_s, -point.memory_mb, -point.latency_ms) > _merit(*best[units]):
                 best[units] = (carries_per_s, engine, point)
     recipes: list[Recipe] = []
@@ -155,6 +173,7 @@ class Turns:
     def __init__(self, problem: Problem) -> None:
         self._memory_mb = problem.memory_mb
         self._poisson = problem.arrivals == "poisson"
+        self._rates = {demand.model: problem.wanted_per_s(demand) for demand in problem.demands}
         self._points: dict[tuple[str, int], list[tuple[float, str, Point]]] = {}
         for demand in problem.demands:
             for engine, point in points_of(problem, demand.model):
@@ -219,7 +238,8 @@ class Turns:
         per_cycle, _, point = entry
         if not self._poisson or not cycle_ms:
             return per_cycle
-        return per_cycle * safe_load(point.batch, 1 + (demand.slo_ms - point.latency_ms) / cycle_ms)
+        batch = pooled(point.batch, self._rates[demand.model], cycle_ms)
+        return per_cycle * safe_load(batch, 1 + (demand.slo_ms - point.latency_ms) / cycle_ms)
 
 
 def total_units(recipes: Iterable[Recipe]) -> int:

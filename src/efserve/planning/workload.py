@@ -3,12 +3,13 @@
     {"models": [{"model": "a", "rate": 100, "slo": 30}],
      "applications": [{"rate": 20, "slo": 80, "steps": {"detect": [], "crop": ["detect"], "read": ["crop"]}}]}
 
-The steps of an application are models with those that each waits for: a chain or a tree. Rates are in requests per
-second, SLOs in ms.
+The same in YAML where the file is called .yaml or .yml. The steps of an application are models with those that each
+waits for: a chain or a tree. Rates are in requests per second, SLOs in ms.
 """
 
 from collections.abc import Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -44,15 +45,25 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def read_workload(path: Path, capacities: Sequence[Capacity]) -> list[Demand]:
     """The demands of a workload file. Raises UsageError where it cannot be read or an application has a circle."""
     try:
-        workload = msgspec.json.decode(path.read_bytes(), type=Workload)
+        workload = _decoded(path)
     except OSError as exc:
         raise UsageError(f"cannot read workload {path}: {exc.strerror}") from exc
     except msgspec.DecodeError as exc:
-        raise UsageError(f"{path} is no workload: {exc}") from exc
+        reason = " ".join(str(exc).split())
+        raise UsageError(f"{path} is no workload: {reason}; docs/scheduling.md shows one") from exc
     demands = [Demand(entry.model, entry.rate, entry.slo) for entry in workload.models]
     for application in workload.applications:
         demands += split(application, capacities)
     return demands
+
+
+def _decoded(path: Path) -> Workload:
+    data = path.read_bytes()
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return msgspec.json.decode(data, type=Workload)
+    if find_spec("yaml") is None:
+        raise UsageError(f"{path}: YAML needs PyYAML: pip install 'efserve[yaml]', or give the same as JSON")
+    return msgspec.yaml.decode(data, type=Workload)
 
 
 def split(application: Application, capacities: Sequence[Capacity]) -> list[Demand]:

@@ -75,7 +75,7 @@ def placements_table(plan: Plan) -> Table:
     table = _table("Partitions")
     for column in ("device", "share %", "model", "engine", "batch", "x", "cycle ms", "req/s"):
         table.add_column(column, justify="left" if column in ("device", "model", "engine") else "right", no_wrap=True)
-    for placement in _ordered(plan):
+    for placement in ordered(plan):
         for at, tenant in enumerate(placement.tenants):
             table.add_row(
                 _short(placement.device, 20) if at == 0 else "",
@@ -96,7 +96,7 @@ def device_bars(plan: Plan) -> Iterator[Text]:
     for device in plan.used_devices:
         line = Text(f"{_short(device, 14):14} ")
         edge_pct, drawn = 0.0, 0
-        for placement in _ordered(plan):
+        for placement in ordered(plan):
             if placement.device != device:
                 continue
             edge_pct += placement.share_pct
@@ -135,7 +135,8 @@ def _table(title: str) -> Table:
     return Table(title=Text(title, style="bold"), title_justify="left", box=None, header_style="bold", pad_edge=False)
 
 
-def _ordered(plan: Plan) -> Sequence[Placement]:
+def ordered(plan: Plan) -> Sequence[Placement]:
+    """The placements by device, then the largest first."""
     at = {device.name: number for number, device in enumerate(plan.devices)}
     return sorted(plan.placements, key=lambda placement: (at[placement.device], -placement.share_pct))
 

@@ -5,7 +5,7 @@ A load starts new workers beside the old ones and switches when they are ready; 
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Collection, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -226,7 +226,10 @@ class RepositoryControl:
         found = [folder.resolve(number, self._options.engine) for number in numbers]
         return [ServedVersion(version, labels, self._options, cores, self._shared) for version in found]
 
-    async def _start(self, versions: Iterable[ServedVersion]) -> None:
+    async def _start(self, versions: Collection[ServedVersion]) -> None:
+        # First, for a worker that misses its daemon runs without it and says nothing.
+        await self._shared.mps.start(partition for version in versions for partition in version.partitions)
+
         async def start(version: ServedVersion) -> None:
             async with self._starts:
                 await version.start()

@@ -26,6 +26,7 @@ class ServeConfig:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     max_request_bytes: int = 64 * 2**20
+    mps: str = "auto"  # auto, on, off
     load_timeout_s: float = 300.0
     drain_s: float = 30.0
     server_name: str = "efserve"

@@ -26,7 +26,7 @@ from efserve.server.listeners import listen_also, tls_context
 from efserve.server.logs import LogSettings
 from efserve.server.metrics_port import MetricsPort
 from efserve.server.options import ServeConfig
-from efserve.server.shared import Shared
+from efserve.server.shared import Shared, mps_service
 from efserve.server.tracing import Tracer
 from efserve.server.version import VersionState
 from efserve.transport.regions import ClientRegions
@@ -77,6 +77,7 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
         ClientRegions(allowed=config.allow_client_shm),
         Tracer(config.trace_file),
         ResponseCache(config.cache_bytes) if config.cache_bytes else None,
+        mps_service(config.mps),
     )
     logs = LogSettings()
     control = RepositoryControl(catalog, config, shared)
@@ -116,7 +117,10 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
             await stop.wait()
         finally:
             logs.remove()
-            await _shut_down(catalog, control, ports, metrics, stop, config.drain_s)
+            try:
+                await _shut_down(catalog, control, ports, metrics, stop, config.drain_s)
+            finally:
+                await shared.mps.stop()
 
 
 def _open_grpc(catalog: Catalog, config: ServeConfig, admin: Admin, memory: ClientRegions) -> Port | None:

@@ -93,6 +93,7 @@ class ServedVersion:
         self._is_timed = False  # the queue has delays or timeouts
         self._hold_requests = delay_scheduler()
         self._tracer = shared.tracer
+        self._mps = shared.mps
         self._cache = shared.cache if found.config.response_cache else None
         self._cache_owner = uuid4().bytes  # what another load of the model answered is not this one's answer
         self._order: AnswerOrder | None = None  # where the config asks for it
@@ -108,6 +109,11 @@ class ServedVersion:
     def is_ready(self) -> bool:
         """True when a worker can take a request now."""
         return self.state is VersionState.READY and any(w.state is WorkerState.READY for w in self.workers.values())
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        """Where its instances run, each partition once."""
+        return (self._spec.partition,)
 
     @property
     def pending(self) -> int:
@@ -227,12 +233,19 @@ class ServedVersion:
     async def _run_worker(self, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
         """Starts a worker and waits for its end; answers why it ended."""
         number = next(self._numbers)
+        device = self._spec.partition.device
+        await self._mps.well(device)
         worker = Worker(
             self._spec,
             on_done=partial(self._batch_done, number),
             on_death=lambda _, reason: self._dead(number, died, reason),
+            before_kill=self._mps.before_kill(device),
         )
         self.workers[number] = worker
+        with self._mps.attached(device, worker):
+            return await self._live(worker, number, died, started)
+
+    async def _live(self, worker: Worker, number: int, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
         try:
             try:
                 facts = await worker.start(self._options.load_timeout_s)
@@ -287,7 +300,7 @@ class ServedVersion:
         if timing is not None:
             self.counters.batch_done(batch, sum([request.rows for request in batch]), timing, now_ns)
             if self._tracer.is_on:
-                self._tracer.batch_done(self.name, self.version, batch, timing, now_ns)
+                self._tracer.batch_done(self.config, self.version, zip(batch, outcomes, strict=True), timing, now_ns)
         else:
             for request in batch:
                 self.counters.failed(BACKEND, now_ns - request.arrival_ns)

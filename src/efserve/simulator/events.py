@@ -1,7 +1,7 @@
 """The simulation itself: a heap of batch ends beside a list of arrivals, and what the requests met.
 
-Latencies are drawn from the profiles. A request goes to the partition of its model that needs least time for what it
-has. Everything random comes from one seed.
+Routers, turns and terms are those of the server; latencies are drawn from the profiles. Everything random comes from
+one seed.
 """
 
 import heapq
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from efserve.inference import InferRequest, Outcome
+from efserve.model_config import DynamicBatching, ModelConfig
+from efserve.planned import PlannedWorker, planned_config, planned_router, planned_workers
 from efserve.planning.plan import Capacity, Plan
-from efserve.simulator.partitions import Alone, Latency, Place, Turns
+from efserve.routing import Action, Router, Send, pass_on
+from efserve.simulator.partitions import Latency, Place
 
 ENOUGH = 0.99  # of the requests within their SLO: a plan holds a rate
 DRAWS = 4096  # standard normal numbers, used over and over
-
-Site = Alone | Turns
-Route = tuple[Site, int, int, float]  # a partition, its number, the tenant there, seconds per request
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,12 @@ class ModelOutcome:
     model: str
     requests: int
     within_slo: int
+    dropped: int  # answered 503, for they could not keep the SLO any more
     goodput_per_s: float
-    p50_ms: float
+    p50_ms: float  # of those that were not dropped, as the two below
     p99_ms: float
     max_ms: float
-    max_queued: int  # on one partition
+    max_queued: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,11 @@ class Outcomes:
         return sum(model.within_slo for model in self.models) / requests if requests else 1.0
 
     @property
+    def worst_within_slo(self) -> float:
+        """That part for the model that fares worst."""
+        return min((model.within_slo / model.requests for model in self.models if model.requests), default=1.0)
+
+    @property
     def holds(self) -> bool:
         """Whether each model kept its SLO for 99 % of its requests."""
         return all(model.within_slo >= ENOUGH * model.requests for model in self.models)
@@ -76,93 +82,117 @@ class Arrival:
     model: list[int]
 
 
-def simulate(plan: Plan, capacities: Sequence[Capacity], arrival: Arrival, seed: int = 0) -> Outcomes:
-    """Runs the requests through the plan until all are answered."""
-    draws: list[float] = np.random.default_rng(seed).standard_normal(DRAWS).tolist()
-    sites: list[Site] = []
-    routes: dict[str, list[Route]] = {}
-    for placement in plan.placements:
-        place = Place(placement)
-        latencies = [Latency(tenant, placement.share_pct, capacities, draws) for tenant in placement.tenants]
-        site = Alone(place, latencies[0]) if len(latencies) == 1 else Turns(place, latencies)
-        for at, tenant in enumerate(placement.tenants):
-            routes.setdefault(tenant.model, []).append((site, len(sites), at, 1 / tenant.capacity_per_s))
-        sites.append(site)
-    latencies_ns, end_ns = _events(sites, [routes[demand.model] for demand in plan.demands], arrival)
+def simulate(
+    plan: Plan, capacities: Sequence[Capacity], arrival: Arrival, seed: int = 0, late: str = "drop"
+) -> Outcomes:
+    """Runs the requests through the plan until all are answered; `late`: "drop" or "serve", as the server has it."""
+    fleet = _Fleet(plan, capacities, seed, late)
+    end_ns = fleet.run(arrival)
     duration_s = max(end_ns / 1e9, 1e-9)
     return Outcomes(
         plan.policy,
         duration_s,
-        tuple(_model_outcomes(plan, sites, latencies_ns, duration_s)),
-        tuple(_partition_outcome(site.place, duration_s) for site in sites),
+        tuple(_model_outcomes(plan, fleet, duration_s)),
+        tuple(_partition_outcome(place, duration_s) for place in fleet.places),
     )
 
 
-def _events(
-    sites: Sequence[Site],
-    routes: Sequence[Sequence[Route]],
-    arrival: Arrival,
-) -> tuple[list[list[int]], int]:
-    """Latencies of the answered requests of each model, and the end of the last batch."""
-    latencies_ns: list[list[int]] = [[] for _ in routes]
-    heap: list[tuple[int, int, int, int]] = []  # end of a batch, site, worker or tenant, slot
-    push, pop = heapq.heappush, heapq.heappop
-    now_ns = 0
+class _Fleet:
+    """The routers of a plan's models and all their workers, by number, on a clock of events."""
 
-    def finish(until_ns: int) -> None:
-        nonlocal now_ns
+    def __init__(self, plan: Plan, capacities: Sequence[Capacity], seed: int, late: str) -> None:
+        draws: list[float] = np.random.default_rng(seed).standard_normal(DRAWS).tolist()
+        self.places = [Place(placement) for placement in plan.placements]
+        self.latencies_ns: list[list[int]] = [[] for _ in plan.demands]
+        self.dropped = [0] * len(plan.demands)
+        self.most_queued = [0] * len(plan.demands)
+        self._routers: list[Router] = []
+        self._workers: list[tuple[int, PlannedWorker, Place, Latency]] = []  # model; then by the worker's number
+        self._heap: list[tuple[int, int, int]] = []  # end of a batch, worker, slot
+        planned = planned_workers(plan)
+        for model, demand in enumerate(plan.demands):
+            mine = planned[demand.model]
+            rows = max(worker.terms.rows for worker in mine)
+            config = ModelConfig(demand.model, max_batch_size=rows, dynamic_batching=DynamicBatching())
+            router = planned_router(planned_config(config, rows), demand.slo_ms, late)
+            self._routers.append(router)
+            for worker in mine:
+                place = self.places[worker.placement]
+                latency = Latency(worker.facts, place.placement.share_pct, capacities, draws)
+                router.worker_ready(len(self._workers), 1, 0, worker.terms)
+                self._workers.append((model, worker, place, latency))
+        self._model_of = {router: model for model, router in enumerate(self._routers)}
+
+    def run(self, arrival: Arrival) -> int:
+        """Lets all requests come; when the last batch has ended."""
+        now_ns = 0
+        for time_ns, model in zip(arrival.time_ns, arrival.model, strict=True):
+            now_ns = self._finish(time_ns, now_ns)
+            router = self._routers[model]
+            actions = router.add(InferRequest((), (), 1, None, _nobody, arrival_ns=time_ns))
+            if actions:
+                self._carry_out(model, actions, time_ns)
+            self.most_queued[model] = max(self.most_queued[model], router.pending)
+        return self._finish(2**63, now_ns)
+
+    def _finish(self, until_ns: int, now_ns: int) -> int:
+        """Ends the batches that end until then; when the last of them did."""
+        heap = self._heap
         while heap and heap[0][0] <= until_ns:
-            now_ns, number, which, slot = pop(heap)
-            batch, starts = sites[number].done(which, slot, now_ns)
+            now_ns, number, slot = heapq.heappop(heap)
+            model, worker, _, _ = self._workers[number]
+            batch, actions = self._routers[model].batch_done(number, slot, now_ns)
+            taken = self.latencies_ns[model]
             for request in batch:
-                latencies_ns[request.timeout_us].append(now_ns - request.arrival_ns)
-            for took_ns, *what in starts:
-                push(heap, (now_ns + took_ns, number, what[0], what[1]))
+                taken.append(now_ns - request.arrival_ns)
+            if actions:
+                self._carry_out(model, actions, now_ns)
+            if worker.terms.turns is not None:
+                for router, more in pass_on(worker.terms.turns, now_ns):
+                    self._carry_out(self._model_of[router], more, now_ns)
+        return now_ns
 
-    for time_ns, model in zip(arrival.time_ns, arrival.model, strict=True):
-        finish(time_ns)
-        site, number, tenant, _ = min(routes[model], key=_waiting) if len(routes[model]) > 1 else routes[model][0]
-        # `timeout_us` is read by no queue here, whose policies set none: it tells the request's model.
-        request = InferRequest((), (), 1, None, _nobody, timeout_us=model, arrival_ns=time_ns)
-        for took_ns, which, slot in site.add(request, tenant):
-            push(heap, (time_ns + took_ns, number, which, slot))
-    finish(2**63)
-    return latencies_ns, now_ns
-
-
-def _waiting(route: Route) -> float:
-    """How long a partition would need for what it has and one request more."""
-    site, _, tenant, per_request_s = route
-    return (site.place.outstanding[tenant] + 1) * per_request_s
+    def _carry_out(self, model: int, actions: Iterable[Action], now_ns: int) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                _, _, place, latency = self._workers[action.worker]
+                rows = len(action.batch)
+                took_ns = latency.draw_ns(rows)
+                place.ran(rows, took_ns)
+                heapq.heappush(self._heap, (now_ns + took_ns, action.worker, action.slot))
+            else:
+                self.dropped[model] += 1
 
 
 def _nobody(outcome: Outcome) -> None:
     """A simulated request has no client."""
 
 
-def _model_outcomes(
-    plan: Plan, sites: Sequence[Site], latencies_ns: Sequence[Sequence[int]], duration_s: float
-) -> Iterable[ModelOutcome]:
-    for demand, taken in zip(plan.demands, latencies_ns, strict=True):
+def _model_outcomes(plan: Plan, fleet: _Fleet, duration_s: float) -> Iterable[ModelOutcome]:
+    for at, demand in enumerate(plan.demands):
+        taken, dropped = fleet.latencies_ns[at], fleet.dropped[at]
         latency_ms = np.array(taken, dtype=np.float64) / 1e6
         within = int((latency_ms <= demand.slo_ms).sum())
         p50, p99, most = np.percentile(latency_ms, (50, 99, 100)).tolist() if taken else (0.0, 0.0, 0.0)
-        queued = [
-            most
-            for site in sites
-            for tenant, most in zip(site.place.placement.tenants, site.place.most, strict=True)
-            if tenant.model == demand.model
-        ]
-        yield ModelOutcome(demand.model, len(taken), within, within / duration_s, p50, p99, most, max(queued))
+        yield ModelOutcome(
+            demand.model,
+            len(taken) + dropped,
+            within,
+            dropped,
+            within / duration_s,
+            p50,
+            p99,
+            most,
+            fleet.most_queued[at],
+        )
 
 
 def _partition_outcome(place: Place, duration_s: float) -> PartitionOutcome:
-    processes = sum(tenant.processes for tenant in place.placement.tenants) if len(place.outstanding) == 1 else 1
     return PartitionOutcome(
         place.placement.device,
         place.placement.share_pct,
         tuple(tenant.model for tenant in place.placement.tenants),
-        place.busy_ns / 1e9 / duration_s / processes,
+        place.busy_ns / 1e9 / duration_s / place.processes,
         place.batches,
         place.rows / place.batches if place.batches else 0.0,
     )

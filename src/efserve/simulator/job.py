@@ -1,14 +1,15 @@
 """`efserve simulate` as one call: plans and arrivals to outcomes, or to the highest load that each plan holds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from efserve.arrivals import Seconds, Trace, intended, parse_trace, steady
 from efserve.errors import UsageError
-from efserve.planning.plan import Capacity, Plan, read_plan
+from efserve.planning.plan import Capacity, NoPlan, Plan, Problem, read_plan
+from efserve.planning.policies import POLICIES, most_factor
 from efserve.planning.tables import read_capacities
 from efserve.simulator.events import Arrival, Outcomes, simulate
 
@@ -24,19 +25,32 @@ class SimulateConfig:
     cv: float = 2.0
     trace: Path | None = None
     factor: float = 1.0
+    late: str = "drop"
     seed: int = 0
     sweep: bool = False
+    policy: tuple[str, ...] = ()  # of a sweep: plan the same demands by these too
+    budget_s: float = 5.0
+    plot: Path | None = None
     json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One load of a sweep: requests/s of all models, and the part within the SLO of the model that fares worst."""
+
+    rate_per_s: float
+    within_slo: float
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
     """The highest load at which a plan holds, as a factor on its planned rates."""
 
-    plan: str
+    plan: str  # its file; empty: planned here
     policy: str
     factor: float
     rate_per_s: float
+    tried: tuple[Try, ...] = ()  # in order of the rates
 
 
 def planned_arrivals(plan: Plan, config: SimulateConfig, factor: float) -> Arrival:
@@ -68,9 +82,18 @@ def traced_arrivals(plan: Plan, trace: Trace, factor: float) -> Arrival:
 
 def highest_factor(plan: Plan, capacities: Sequence[Capacity], config: SimulateConfig) -> float:
     """The highest factor on the planned rates at which each model keeps its SLO for 99 % of its requests, to 1 %."""
+    return sweep(plan, capacities, config)[0]
+
+
+def sweep(plan: Plan, capacities: Sequence[Capacity], config: SimulateConfig) -> tuple[float, tuple[Try, ...]]:
+    """That factor, and every load that was tried to find it."""
+    total_per_s = sum(demand.rate_per_s for demand in plan.demands)
+    tried: list[Try] = []
 
     def holds(factor: float) -> bool:
-        return simulate(plan, capacities, planned_arrivals(plan, config, factor), config.seed).holds
+        outcome = simulate(plan, capacities, planned_arrivals(plan, config, factor), config.seed, config.late)
+        tried.append(Try(total_per_s * factor, outcome.worst_within_slo))
+        return outcome.holds
 
     low, high = 0.0, 1.0
     while high < 1e6 and holds(high):
@@ -81,7 +104,26 @@ def highest_factor(plan: Plan, capacities: Sequence[Capacity], config: SimulateC
             low = middle
         else:
             high = middle
-    return low
+    return low, tuple(sorted(tried, key=lambda each: each.rate_per_s))
+
+
+def planned_by(policy: str, plan: Plan, capacities: tuple[Capacity, ...], budget_s: float) -> Plan | None:
+    """The policy's plan of the same demands on the same devices, for as much as they carry; None where it has none."""
+    problem = Problem(
+        plan.demands,
+        capacities,
+        plan.devices,
+        plan.max_partitions,
+        objective="goodput",
+        budget_s=budget_s,
+        arrivals="poisson",
+    )
+    factor = most_factor(problem, policy)
+    demands = tuple(replace(demand, rate_per_s=demand.rate_per_s * factor) for demand in plan.demands)
+    try:
+        return replace(POLICIES[policy](replace(problem, demands=demands)), demands=plan.demands) if factor else None
+    except NoPlan:  # which can be where the search was cut short by its budget
+        return None
 
 
 def run(config: SimulateConfig) -> list[Outcomes] | list[Limit]:
@@ -95,15 +137,20 @@ def run(config: SimulateConfig) -> list[Outcomes] | list[Limit]:
             raise UsageError(f"{path} places nothing: there is nothing to simulate")
         capacities = read_capacities(config.profiles, plan.devices[0].kind)
         if config.sweep:
-            factor = highest_factor(plan, capacities, config)
-            rate = sum(demand.rate_per_s for demand in plan.demands) * factor
-            limits.append(Limit(str(path), plan.policy, factor, rate))
+            rivals = [planned_by(policy, plan, capacities, config.budget_s) for policy in config.policy]
+            limits.append(_limit(str(path), plan, capacities, config))
+            limits += [_limit("", rival, capacities, config) for rival in rivals if rival is not None]
         else:
             arrival = (
                 traced_arrivals(plan, trace, config.factor) if trace else planned_arrivals(plan, config, config.factor)
             )
-            outcomes.append(simulate(plan, capacities, arrival, config.seed))
+            outcomes.append(simulate(plan, capacities, arrival, config.seed, config.late))
     return limits or outcomes
+
+
+def _limit(name: str, plan: Plan, capacities: Sequence[Capacity], config: SimulateConfig) -> Limit:
+    factor, tried = sweep(plan, capacities, config)
+    return Limit(name, plan.policy, factor, sum(demand.rate_per_s for demand in plan.demands) * factor, tried)
 
 
 def _text(path: Path) -> str:

@@ -1,18 +1,14 @@
-"""One simulated partition: the server's router or batch queues, and how long their batches take.
+"""What stands for processes in a simulation: how long their batches take, and what partitions count.
 
-Owns no clock: `add` and `done` are told the time and answer with the batches that begin.
+Which batch runs where and when is the server's own router's business.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from efserve.batching import BatchQueue
-from efserve.errors import Unavailable, UsageError
-from efserve.inference import InferRequest
-from efserve.model_config import DynamicBatching, ModelConfig
+from efserve.errors import UsageError
 from efserve.planning.plan import Capacity, Placement, Tenant
-from efserve.routing import Action, Router, Send
 
 LEAST_OF_MEAN = 0.5  # a drawn latency is never shorter than so much of its mean
 
@@ -48,104 +44,19 @@ class Latency:
 
 
 class Place:
-    """What both kinds of partition count."""
+    """What one partition counts."""
 
-    __slots__ = ("batches", "busy_ns", "most", "outstanding", "placement", "rows")
+    __slots__ = ("batches", "busy_ns", "placement", "processes", "rows")
 
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
-        self.outstanding = [0] * len(placement.tenants)
-        self.most = [0] * len(placement.tenants)
+        self.processes = placement.tenants[0].processes if len(placement.tenants) == 1 else 1
         self.busy_ns = 0
         self.batches = 0
         self.rows = 0
-
-    def arrived(self, tenant: int) -> None:
-        """Counts a request in."""
-        self.outstanding[tenant] += 1
-        self.most[tenant] = max(self.most[tenant], self.outstanding[tenant])
 
     def ran(self, rows: int, took_ns: int) -> None:
         """Counts a batch that begins."""
         self.batches += 1
         self.rows += rows
         self.busy_ns += took_ns
-
-
-Start = tuple[int, int, int]  # duration, and what `done` is to be told: tenant or worker, slot
-
-
-class Alone:
-    """A partition of one model: the server's router, with a worker per process."""
-
-    def __init__(self, place: Place, latency: Latency) -> None:
-        (tenant,) = place.placement.tenants
-        self.place = place
-        self._latency = latency
-        self._router = Router(_config(tenant))
-        for worker in range(tenant.processes):
-            self._router.worker_ready(worker, 1, 0)
-
-    def add(self, request: InferRequest, tenant: int) -> list[Start]:
-        """A request has come; the batches that begin."""
-        self.place.arrived(tenant)
-        actions = self._router.add(request)
-        return self._begin(actions) if actions else []
-
-    def done(self, worker: int, slot: int, now_ns: int) -> tuple[list[InferRequest], list[Start]]:
-        """A batch has ended: its requests, and the batches that begin."""
-        batch, actions = self._router.batch_done(worker, slot, now_ns)
-        self.place.outstanding[0] -= len(batch)
-        return batch, self._begin(actions)
-
-    def _begin(self, actions: Iterable[Action]) -> list[Start]:
-        starts = []
-        for action in actions:
-            if isinstance(action, Send):
-                took_ns = self._latency.draw_ns(len(action.batch))
-                self.place.ran(len(action.batch), took_ns)
-                starts.append((took_ns, action.worker, action.slot))
-            else:  # its bounded queue is full: an answer that is no goodput
-                self.place.outstanding[0] -= 1
-                action.request.done(action.error)
-        return starts
-
-
-class Turns:
-    """A partition of several models: one batch at a time, the models in turn, one that has nothing to run passes."""
-
-    def __init__(self, place: Place, latencies: Sequence[Latency]) -> None:
-        self.place = place
-        self._latencies = latencies
-        self._queues = [BatchQueue(t.batch, DynamicBatching()) for t in place.placement.tenants]
-        self._running: list[InferRequest] = []
-        self._last = 0
-
-    def add(self, request: InferRequest, tenant: int) -> list[Start]:
-        """A request has come; the batch that begins."""
-        self.place.arrived(tenant)
-        if not self._queues[tenant].add(request):
-            self.place.outstanding[tenant] -= 1
-            request.done(Unavailable("Exceeds maximum queue size"))
-        return [] if self._running else self._begin(request.arrival_ns)
-
-    def done(self, tenant: int, slot: int, now_ns: int) -> tuple[list[InferRequest], list[Start]]:
-        """The batch has ended: its requests, and the batch that begins."""
-        batch, self._running = self._running, []
-        self.place.outstanding[tenant] -= len(batch)
-        return batch, self._begin(now_ns)
-
-    def _begin(self, now_ns: int) -> list[Start]:
-        count = len(self._queues)
-        for step in range(1, count + 1):
-            tenant = (self._last + step) % count
-            if self._queues[tenant] and (batch := self._queues[tenant].take(now_ns)):
-                self._last, self._running = tenant, batch
-                took_ns = self._latencies[tenant].draw_ns(len(batch))
-                self.place.ran(len(batch), took_ns)
-                return [(took_ns, tenant, 0)]
-        return []
-
-
-def _config(tenant: Tenant) -> ModelConfig:
-    return ModelConfig(tenant.model, max_batch_size=tenant.batch, dynamic_batching=DynamicBatching())

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from enum import Enum
@@ -57,7 +57,8 @@ class Worker:
 
     `on_done(worker, slot, outcomes, timing)` answers each `send`, in the order of its requests; the slot is free again.
     `on_death(worker, reason)` comes once if a READY worker ends without `stop`; what it had not answered then, and what
-    it has not answered when `stop` returns, is never answered.
+    it has not answered when `stop` returns, is never answered. `before_kill(pid)` is awaited before a signal that ends
+    it; that has a deadline of its own and never raises.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Worker:
         *,
         on_done: Callable[["Worker", int, list[Outcome], BatchTiming | None], None],
         on_death: Callable[["Worker", str], None],
+        before_kill: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self.spec = spec
         self.state = WorkerState.NEW
@@ -73,6 +75,8 @@ class Worker:
         self._name = f"{spec.config.name}/{spec.version}"
         self._on_done = on_done
         self._on_death = on_death
+        self._before_kill = before_kill
+        self._killing: asyncio.Task[None] | None = None
         self._running: list[Sequence[InferRequest]] = [()] * spec.slots
         self._settled = asyncio.Event()  # READY, or never to be
         self._failure = ""  # why it could not start, where it said so
@@ -160,16 +164,27 @@ class Worker:
             drain_s = 0.0  # nothing to drain
         for number, deadline_s in ((None, drain_s), (signal.SIGTERM, _TERM_S)):
             if number:
-                self._process.signal(number)
+                await self._end(self._process, number)
             if await self._process.wait(deadline_s):
                 return
         self.kill()
         await self._process.exited.wait()
 
     def kill(self) -> None:
-        """SIGKILL now; a READY worker's death is reported like any other."""
-        if self._process:
+        """SIGKILL now, or when `before_kill` is done; a READY worker's death is reported like any other."""
+        if self._process is None:
+            return
+        if self._before_kill is None:
             self._process.signal(signal.SIGKILL)
+        elif self._killing is None:
+            self._killing = self._loop.create_task(self._end(self._process, signal.SIGKILL))
+
+    async def _end(self, process: ChildProcess, number: signal.Signals) -> None:
+        try:
+            if self._before_kill is not None and not process.ending:
+                await self._before_kill(process.pid)
+        finally:  # also where the loop is about to end
+            process.signal(number)
 
     def _move(self, state: WorkerState) -> None:
         if state not in _MOVES[self.state]:
