@@ -26,7 +26,7 @@ LINES = (
     "routing planning",
     "codec comparison",
     "batching counters stats arrivals turns",
-    "repository profiles records",
+    "repository profiles pairs records",
     "pbtxt config imaging packing intervals histogram devices",
     "model_config partition",
     "inference",

@@ -36,6 +36,7 @@ class MeasuredPair:
     slowdown: float
     low: float
     high: float
+    cpu_slowdown: float | None  # in processor time of a batch; None on a GPU
     rounds: int
     alone_per_s: float
     beside_per_s: float
@@ -166,12 +167,14 @@ class PairsFile:
     def describe(self, facts: PairFacts) -> None:
         """Tell under which facts pairs are measured now. Raises UsageError where those that are there were not."""
         if self.content is None:
-            self.content = Pairs(facts, {}, ())
+            self.content = Pairs(facts, dict.fromkeys(facts.models, Load()), ())
             return
         before = self.content.facts
         if changed := differences(before, facts):
             raise UsageError(f"cannot resume {self.path}: {'; '.join(changed)}; --force measures it afresh")
-        self.content = replace(self.content, facts=replace(before, models={**before.models, **facts.models}))
+        loads = {**dict.fromkeys(facts.models, Load()), **self.content.loads}
+        models = {**before.models, **facts.models}
+        self.content = replace(self.content, facts=replace(before, models=models), loads=loads)
 
     def has(self, keys: Sequence[tuple[object, ...]]) -> bool:
         """True when all of these pairs have been measured."""

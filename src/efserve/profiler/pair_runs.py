@@ -21,7 +21,7 @@ from efserve.profiler.options import DEFAULT_MAX_BATCH, ProfileConfig
 from efserve.profiler.pairing import Round, Slowdown, Stretch
 from efserve.profiler.progress import Progress
 from efserve.profiler.rows import inputs_text, now_text
-from efserve.profiler.sampling import CpuTimes, Feeder
+from efserve.profiler.sampling import Batch, CpuTimes, Feeder
 from efserve.profiler.shares import Device, Share
 from efserve.profiler.targets import Target, find_targets, sha256_of
 from efserve.profiler.workers import one_line, parent_on, started, worker_spec
@@ -67,10 +67,12 @@ class _Point:
         mine, yours = self.side, other.side
         return (_name(mine.target), mine.share.pct, self.batch, _name(yours.target), yours.share.pct, other.batch)
 
-    async def run(self, time_s: float, partner: Feeder | None = None) -> list[sampling.Batch]:
-        """Keep the worker busy for so long, with one batch running and one waiting."""
+    async def run(self, time_s: float, partner: Feeder | None = None) -> tuple[list[Batch], float]:
+        """Keep the worker busy for so long, with one batch running and one waiting; also the processor ms of each."""
         side = self.side
-        return await side.feeder.feed(side.worker, self.request, 2, PHASE_REPETITIONS, time_s, partner)
+        before_s = sampling.processor_s(side.worker.pid)
+        batches = await side.feeder.feed(side.worker, self.request, 2, PHASE_REPETITIONS, time_s, partner)
+        return batches, 1000 * (sampling.processor_s(side.worker.pid) - before_s) / len(batches)
 
 
 def run(config: ProfileConfig, on_progress: Callable[[Progress], None]) -> PairsResult:
@@ -247,12 +249,13 @@ class _Run:
         for phase in (None, other, one) if backwards else (one, other, None):
             with parent_on(self._parent_cores(one, other, phase)):
                 if phase is not None:
-                    alone.append(pairing.stretch(await phase.run(time_s)))
+                    alone.append(pairing.stretch(*await phase.run(time_s)))
                     continue
-                first, second = await asyncio.gather(
+                (first, first_ms), (second, second_ms) = await asyncio.gather(
                     one.run(time_s, other.side.feeder), other.run(time_s, one.side.feeder)
                 )
-                both = [pairing.stretch(batches) for batches in pairing.side_by_side(first, second)]
+                first, second = pairing.side_by_side(first, second)
+                both = [pairing.stretch(first, first_ms), pairing.stretch(second, second_ms)]
         mine, yours = reversed(alone) if backwards else alone
         return Round(mine, both[0]), Round(yours, both[1])
 
@@ -314,6 +317,7 @@ def _measured(mine: _Point, yours: _Point, found: Slowdown, others_pct: float) -
     figures = asdict(found) | {
         "alone_per_s": round(found.alone_per_s * mine.batch, 2),
         "beside_per_s": round(found.beside_per_s * mine.batch, 2),
+        "cpu_slowdown": None if mine.side.share.partition.is_gpu else found.cpu_slowdown,
     }
     return MeasuredPair(
         me=_name(mine.side.target),

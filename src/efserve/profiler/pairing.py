@@ -23,6 +23,7 @@ class Stretch:
 
     batches_per_s: float
     spans_ms: tuple[float, ...]
+    cpu_ms: float  # processor time of a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,11 @@ class Round:
         """How many times as long a batch took beside the other."""
         return self.alone.batches_per_s / self.beside.batches_per_s
 
+    @property
+    def cpu_slowdown(self) -> float:
+        """The same in processor time, which does not run while another process has the core."""
+        return self.beside.cpu_ms / self.alone.cpu_ms
+
 
 @dataclass(frozen=True, slots=True)
 class Slowdown:
@@ -45,6 +51,7 @@ class Slowdown:
     slowdown: float
     low: float
     high: float
+    cpu_slowdown: float
     rounds: int
     alone_per_s: float
     beside_per_s: float
@@ -52,11 +59,13 @@ class Slowdown:
     beside_p99_ms: float
 
 
-def stretch(batches: Sequence[Batch]) -> Stretch:
+def stretch(batches: Sequence[Batch], cpu_ms: float) -> Stretch:
     """The stretch that these batches make, in the order they ended; MeasurementFailed for fewer than two."""
     if len(batches) < 2:
         raise MeasurementFailed("fewer than two batches ended while both models ran: give a longer --min-time")
-    return Stretch(rate_per_s([batch.output_ns for batch in batches]), tuple(batch.span_ms for batch in batches))
+    return Stretch(
+        rate_per_s([batch.output_ns for batch in batches]), tuple(batch.span_ms for batch in batches), cpu_ms
+    )
 
 
 def side_by_side(first: Sequence[Batch], second: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
@@ -84,6 +93,7 @@ def summary(rounds: Sequence[Round]) -> Slowdown:
         slowdown=round(middle, 4),
         low=round(low, 4),
         high=round(high, 4),
+        cpu_slowdown=round(statistics.median(one.cpu_slowdown for one in rounds), 4),
         rounds=len(rounds),
         alone_per_s=statistics.median(one.alone.batches_per_s for one in rounds),
         beside_per_s=statistics.median(one.beside.batches_per_s for one in rounds),

@@ -21,6 +21,7 @@ class PairLine:
     you: str
     your_pct: float
     mean: float  # geometric
+    cpu_mean: float | None  # the same in processor time
     worst: MeasuredPair
 
 
@@ -31,7 +32,10 @@ def pair_lines(pairs: Sequence[MeasuredPair]) -> list[PairLine]:
     for (me, you, my_pct, your_pct), run in groupby(ordered, key=_group):
         group = list(run)
         worst = max(group, key=_slowdown)
-        lines.append(PairLine(me, my_pct, you, your_pct, geometric_mean(map(_slowdown, group)), worst))
+        in_cpu_time = [pair.cpu_slowdown for pair in group if pair.cpu_slowdown]
+        cpu_mean = geometric_mean(in_cpu_time) if in_cpu_time else None
+        mean = geometric_mean(map(_slowdown, group))
+        lines.append(PairLine(me, my_pct, you, your_pct, mean, cpu_mean, worst))
     return lines
 
 
@@ -57,7 +61,7 @@ def pairs_table(pairs: Pairs) -> Table:
     for column in ("model", "beside"):
         table.add_column(column, overflow="fold")
         table.add_column("share", justify="right", no_wrap=True)
-    for column in ("mean", "worst", "quartiles", "at batches", "p99"):
+    for column in ("mean", "cpu", "worst", "quartiles", "batches", "p99"):
         table.add_column(column, justify="right", no_wrap=True)
     for line in pair_lines(pairs.pairs):
         worst = line.worst
@@ -67,9 +71,10 @@ def pairs_table(pairs: Pairs) -> Table:
             Text(line.you),
             f"{line.your_pct:.3g}%",
             f"{line.mean:.2f}",
+            "" if line.cpu_mean is None else f"{line.cpu_mean:.2f}",
             f"{worst.slowdown:.2f}",
             f"{worst.low:.2f}-{worst.high:.2f}",
-            f"{worst.my_batch} by {worst.your_batch}",
+            f"{worst.my_batch}, {worst.your_batch}",
             f"{worst.beside_p99_ms / worst.alone_p99_ms:.2f}",
         )
     return table
@@ -77,7 +82,9 @@ def pairs_table(pairs: Pairs) -> Table:
 
 def pairs_remarks(pairs: Pairs) -> list[str]:
     """What the columns mean, and what to think of the figures."""
-    lines = ["mean: of all batches; the other columns: where it was worst. p99: times as long, of a batch's latency."]
+    lines = [
+        "mean: over all batches; cpu: the same in processor time; then where it was worst, and how p99 grew there."
+    ]
     disturbed = [pair for pair in pairs.pairs if pair.others_pct > QUIET_OTHERS_PCT]
     if disturbed:
         lines.append(
