@@ -37,8 +37,8 @@ def test_gpus_are_shown_with_slices_and_processes(width: int) -> None:
     busy = h200(
         "GPU-b",
         nvmlDeviceGetCurrentClocksEventReasons=0x24,
-        nvmlDeviceGetComputeRunningProcesses=[process(4242, 3 << 30)],
-        nvmlDeviceGetMPSComputeRunningProcesses=[process(4242, 3 << 30)],
+        nvmlDeviceGetComputeRunningProcesses_v3=[process(4242, 3 << 30)],
+        nvmlDeviceGetMPSComputeRunningProcesses_v3=[process(4242, 3 << 30)],
     )
     text = printed(gpu_facts(connect(FakeNvml(sliced, busy, LOST, {"nvmlDeviceGetUUID": "GPU-shy"}))), width)
     for words in ("GPU 0", "0:1", "18 GiB", "132, compute capability 9.0", "compute+mps", "3 GiB", "power cap"):

@@ -58,7 +58,7 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
 @click.option("--model", multiple=True, help="Profile only this model; repeatable.  [default: all]")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "python"]),
+    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "python"]),
     multiple=True,
     default=("auto",),
     show_default=True,
@@ -131,6 +131,12 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
     metavar="MS",
     help="Also name the most throughput with p99_ms, the latency of a batch in its worker, within MS.",
 )
+@click.option(
+    "--roofline",
+    is_flag=True,
+    help="Count operations and bytes of the ONNX models, measure the device's limits, and compare. Runs no model but "
+    "with --grid, after it.",
+)
 @click.option("--plot", is_flag=True, help="Draw latency and throughput over the batch, as PNG beside each CSV file.")
 @click.option("--json", is_flag=True, help="Print the result as JSON on stdout; the tables go to stderr.")
 def command(
@@ -148,6 +154,7 @@ def command(
     file with a row for each batch and share. With --pairs, runs each two models side by side and writes pairs.json,
     which `efserve plan --interference` reads. docs/profile.md tells each column.
     """
+    from efserve.commands._roofline_output import show_roofline
     from efserve.reports.profile_plot import require_matplotlib
 
     config = ProfileConfig(
@@ -163,10 +170,13 @@ def command(
         raise UsageError("--resume keeps the rows that are there, --force drops them: give one of the two")
     if config.cores and config.shares:
         raise UsageError("--cores and --shares are two ways to say the same: give one of the two")
+    if config.roofline and config.grid and config.json:
+        raise UsageError("--json prints one result: first --grid --json, then --roofline --json")
     if config.plot:
         require_matplotlib()
     try:
-        failures = _profile(config)
+        failures = () if config.roofline and not config.grid else _profile(config)
+        failures += show_roofline(config) if config.roofline else ()
     except KeyboardInterrupt:
         click.echo("Interrupted. What was measured so far is kept; the same command with --resume goes on.", err=True)
         click.get_current_context().exit(INTERRUPTED)

@@ -18,6 +18,7 @@ from efserve.engines import onnx_providers as providers
 from efserve.engines.base import Remark, Source
 from efserve.engines.cuda_driver import load_driver
 from efserve.engines.cuda_pins import Pins
+from efserve.engines.onnx_kept import disabled_optimizers, kept_session
 from efserve.engines.shape_ranges import shape_ranges
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.model_config import FileSignature, ModelConfig
@@ -125,21 +126,7 @@ def load(source: Source) -> OnnxEngine:
     names = providers.wanted(source.partition, source.config.parameters, source.config.name)
     providers.check_there(names, onnxruntime.get_available_providers(), onnxruntime.__version__)
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = max(1, source.partition.threads)
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = _NOTHING
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if source.spin else "0")
-    options.add_session_config_entry(providers.RECORD, "1")
-    if source.strict_provider and source.partition.is_gpu:
-        options.add_session_config_entry(providers.NO_CPU, "0" if _CAN_TELL else "1")
-    path = source.file("model.onnx")
-    # This optimizer crashes the process on some half precision models, vision transformers among them.
-    disabled = ["NchwcTransformer"] if _is_half(source, str(path)) else None
-    session = onnxruntime.InferenceSession(
-        str(path), options, providers=_with_options(names, source), disabled_optimizers=disabled
-    )
+    session = _open(source, names)
     providers.check_taken(names, session.get_providers())
     nodes = providers.assignment(session)
     if source.strict_provider:
@@ -152,24 +139,39 @@ def load(source: Source) -> OnnxEngine:
     return OnnxEngine(session, source.settle(signature), signature, remarks, pins)
 
 
+def _open(source: Source, names: Sequence[str]) -> onnxruntime.InferenceSession:
+    """On the CPU a session over the optimized graph of an earlier load, where there is one or it can be kept."""
+    path = source.file("model.onnx")
+    options = partial(_options, source)
+    if source.keeps and not source.partition.is_gpu and (session := kept_session(path, source, options)):
+        return session
+    return onnxruntime.InferenceSession(
+        str(path),
+        options(),
+        providers=_with_options(names, source),
+        disabled_optimizers=disabled_optimizers(path, source.config),
+    )
+
+
+def _options(source: Source) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = max(1, source.partition.threads)
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _NOTHING
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if source.spin else "0")
+    options.add_session_config_entry(providers.RECORD, "1")
+    if source.strict_provider and source.partition.is_gpu:
+        options.add_session_config_entry(providers.NO_CPU, "0" if _CAN_TELL else "1")
+    return options
+
+
 def _with_options(names: Sequence[str], source: Source) -> providers.Providers:
     config = source.config
     ranges = shape_ranges(config) if providers.TENSORRT in names and config.inputs else ()
     return providers.with_options(
         names, source.partition, ranges, config.parameters.get("precision", ""), source.folder
     )
-
-
-def _is_half(source: Source, path: str) -> bool:
-    """Whether an input is FP16; where the config does not list the inputs, the file is asked, without optimizing it."""
-    if source.config.inputs:
-        return any(spec.datatype == "FP16" for spec in source.config.inputs)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = _NOTHING
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=[providers.CPU])
-    return any(node.type == "tensor(float16)" for node in session.get_inputs())
 
 
 def _specs(nodes: Sequence[onnxruntime.NodeArg], kind: str) -> tuple[TensorSpec, ...]:

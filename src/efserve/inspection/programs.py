@@ -29,6 +29,7 @@ class Ended:
     stdout: str = ""
     stderr: str = ""
     problem: str = ""
+    timed_out: bool = False
 
 
 def run_all(programs: Mapping[str, Program], deadline_s: float) -> dict[str, Ended]:
@@ -85,10 +86,10 @@ def _start(program: Program) -> _Running | Ended:
 
 def _result(running: _Running, end_s: float, deadline_s: float) -> Ended:
     try:
-        code = running.process.wait(max(0.0, end_s - time.monotonic()))
+        problem, timed_out = _how_it_ended(running.process.wait(max(0.0, end_s - time.monotonic()))), False
     except subprocess.TimeoutExpired:
-        return Ended(_read(running.stdout), _read(running.stderr), f"does not end within {deadline_s:g} s")
-    return Ended(_read(running.stdout), _read(running.stderr), _how_it_ended(code))
+        problem, timed_out = f"does not end within {deadline_s:g} s", True
+    return Ended(_read(running.stdout), _read(running.stderr), problem, timed_out)
 
 
 def _how_it_ended(code: int) -> str:

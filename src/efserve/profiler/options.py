@@ -27,5 +27,6 @@ class ProfileConfig:
     resume: bool = False
     force: bool = False
     slo_ms: float | None = None
+    roofline: bool = False
     plot: bool = False
     json: bool = False

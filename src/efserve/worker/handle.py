@@ -17,7 +17,7 @@ from time import monotonic
 
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.inference import BatchTiming, InferRequest, Outcome
-from efserve.partitions import cpu
+from efserve.partitions import entry
 from efserve.transport import messages
 from efserve.transport.arena import Area
 from efserve.transport.channel import Channel
@@ -206,7 +206,7 @@ class Worker:
                     self._loop,
                     ["efserve.worker", self._name, str(os.getpid()), *map(str, fds)],
                     fds=fds,
-                    environment=cpu.environment(self.spec.partition, spin=self.spec.spin),
+                    environment=entry.environment(self.spec.partition, spin=self.spec.spin),
                     on_exit=self._exited,
                 )
         except OSError as error:
@@ -233,7 +233,7 @@ class Worker:
         match message[0]:
             case messages.DONE:
                 slot = message[1]
-                outcomes: list[Outcome] = [*self._exchange.read(slot, self._running[slot], message)]
+                outcomes = self._exchange.outcomes(slot, self._running[slot], message)
                 self._finish(slot, outcomes, BatchTiming._make(messages.DONE_HEAD.unpack_from(message)[2:]))
             case messages.ERROR:
                 slot = message[1]

@@ -151,6 +151,8 @@ def _unusable(name: str, library: Library | None, mend: str, *, required: bool =
     if library is None:
         absent: Callable[[str, str], Verdict] = problem if required else not_applicable
         return absent("not installed", _INSTALL[name])
+    if library.hangs:
+        mend = f"allow it more with --deadline-s, or see for yourself where it hangs: python -v -c 'import {name}'"
     return problem(f"{library.version or 'unknown version'}: {library.problem}", mend)
 
 
