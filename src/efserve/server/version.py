@@ -241,6 +241,8 @@ class ServedVersion:
             except LoadFailed as exc:
                 await worker.stop(0)
                 return str(exc)
+            if died.done():  # while the daemon was asked
+                return await died
             self._log_remarks(facts)
             self._enter(number, facts.config)
             if not started.done():
