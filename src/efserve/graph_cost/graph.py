@@ -140,7 +140,12 @@ def read_graph(path: Path) -> Graph:
     if not file.graph.node:
         raise ConfigError(f"cannot read the graph of {path}: it holds no operators")
     inputs = [value for value in file.graph.input if value.name not in weights]
-    parameters = sum(w.size for w in weights.values() if w.element_type in _FLOATS | _QUANTIZED | {_INT32})
+    constants = [
+        a.t for node in file.graph.node if node.op_type == "Constant" for a in node.attribute if a.HasField("t")
+    ]
+    kinds = [(w.element_type, w.size) for w in weights.values()]
+    kinds += [(t.data_type, math.prod(t.dims)) for t in constants if t.dims]
+    parameters = sum(size for kind, size in kinds if kind in _FLOATS | _QUANTIZED | {_INT32})
     return Graph(file, weights, FileSignature(_specs(inputs), _specs(file.graph.output)), parameters)
 
 
