@@ -58,7 +58,7 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
 @click.option("--model", multiple=True, help="Profile only this model; repeatable.  [default: all]")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "python"]),
+    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "tensorrt", "python"]),
     multiple=True,
     default=("auto",),
     show_default=True,
@@ -120,6 +120,11 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
 @click.option("--resume", is_flag=True, help="Keep the rows that are there and measure only what is missing.")
 @click.option("--force", is_flag=True, help="Measure afresh; rows that are there are lost.")
 @click.option(
+    "--pairs",
+    is_flag=True,
+    help="Measure instead how much each two models slow each other down, side by side on complementary shares.",
+)
+@click.option(
     "--slo",
     "slo_ms",
     type=click.FloatRange(0, min_open=True),
@@ -146,7 +151,8 @@ def command(
     """Measure latency over batch sizes and shares of the device.
 
     Runs each model on each of its engines in a worker process per share (on a CPU: so many cores), and writes a CSV
-    file with a row for each batch and share. docs/profile.md tells each column.
+    file with a row for each batch and share. With --pairs, runs each two models side by side and writes pairs.json,
+    which `efserve plan --interference` reads. docs/profile.md tells each column.
     """
     from efserve.commands._roofline_output import show_roofline
     from efserve.reports.profile_plot import require_matplotlib
@@ -172,7 +178,7 @@ def command(
         failures = () if config.roofline and not config.grid else _profile(config)
         failures += show_roofline(config) if config.roofline else ()
     except KeyboardInterrupt:
-        click.echo("Interrupted. The rows measured so far are kept; the same command with --resume goes on.", err=True)
+        click.echo("Interrupted. What was measured so far is kept; the same command with --resume goes on.", err=True)
         click.get_current_context().exit(INTERRUPTED)
     if failures:
         click.get_current_context().exit(1)
@@ -180,11 +186,14 @@ def command(
 
 def _profile(config: ProfileConfig) -> tuple[str, ...]:
     """Measure and print; what could not be measured."""
-    from efserve.commands._profile_output import print_profiles, progress_bar
+    from efserve.commands._profile_output import print_pairs, print_profiles, progress_bar
     from efserve.console import err
-    from efserve.profiler.grid import run
+    from efserve.profiler import grid, pair_runs
 
     with progress_bar(err()) as on_progress:
-        result = run(config, on_progress)
-    print_profiles(result, config)
-    return result.failures
+        measured = pair_runs.run(config, on_progress) if config.pairs else grid.run(config, on_progress)
+    if isinstance(measured, grid.ProfileResult):
+        print_profiles(measured, config)
+    else:
+        print_pairs(measured, config)
+    return measured.failures
