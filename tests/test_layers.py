@@ -26,7 +26,7 @@ LINES = (
     "routing planning placing",
     "codec comparison asks",
     "batching counters stats arrivals room turns",
-    "repository profiles records",
+    "repository profiles records samples precision",
     "pbtxt config imaging packing intervals histogram devices",
     "instance_groups",
     "model_config partition shares",
