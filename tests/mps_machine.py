@@ -63,25 +63,27 @@ pipe_dir=${{CUDA_MPS_PIPE_DIRECTORY:-/nowhere}}
 if [[ ${{1:-}} == --wait ]]; then
     [[ -e $state/stubborn ]] && trap '' TERM
     exec 3<>"$pipe_dir/wait"
-    echo up >"$pipe_dir/up"
+    echo up >"$2"
     while ! read -r -u 3 _; do :; done
     exit
 fi
 launch() {{
-    mkfifo "$pipe_dir/up"
-    setsid "$1" --wait >/dev/null 2>&1 </dev/null &
+    up=$pipe_dir/up.$$
+    mkfifo "$up"
+    setsid "$1" --wait "$up" >/dev/null 2>&1 </dev/null &
     launched=$!
-    read -r _ <"$pipe_dir/up"
-    rm "$pipe_dir/up"
+    read -r _ <"$up"
+    rm "$up"
     echo "$launched" >>"$state/daemons"
 }}
 pid=$(cat "$pipe_dir/nvidia-cuda-mps-control.pid" 2>/dev/null)
 alive() {{ [[ -n $1 ]] && kill -0 "$1" 2>/dev/null && ! grep -q '^State:.Z' "/proc/$1/status"; }}
+answers() {{ alive "$pid" && grep -qzxF "CUDA_MPS_PIPE_DIRECTORY=$pipe_dir" "/proc/$pid/environ"; }}
 if [[ ${{1:-}} == -d ]]; then
     printf 'daemon %s %s share=%s\\n' "$CUDA_VISIBLE_DEVICES" "${{pipe_dir##*/}}" \\
         "${{CUDA_MPS_ACTIVE_THREAD_PERCENTAGE:-}}" >>"$state/calls"
     [[ -e $state/refuse ]] && {{ echo "no licence for this GPU"; exit 1; }}
-    alive "$pid" && {{ echo "An instance of this daemon is already running"; exit 1; }}
+    answers && {{ echo "An instance of this daemon is already running"; exit 1; }}
     mkfifo "$pipe_dir/wait"
     launch "$0"
     echo "$launched" >"$pipe_dir/nvidia-cuda-mps-control.pid"
@@ -93,7 +95,7 @@ read -r command argument rest
 printf 'control %s %s\\n' "${{pipe_dir##*/}}" "$command${{argument:+ $argument}}${{rest:+ $rest}}" >>"$state/calls"
 [[ -e $state/hang || -e $state/hang-$command ]] && exec sleep 300
 [[ -e $state/forbidden ]] && {{ echo "User did not send valid credentials"; exit 1; }}
-alive "$pid" || {{ echo "Cannot find MPS control daemon process"; exit 1; }}
+answers || {{ echo "Cannot find MPS control daemon process"; exit 1; }}
 server=$(cat "$pipe_dir/server" 2>/dev/null)
 clients() {{
     [[ -e $pipe_dir/clients ]] || return 0
@@ -101,7 +103,14 @@ clients() {{
 }}
 case $command in
 get_server_list) alive "$server" && echo "$server" ;;
-start_server) launch "${{0%-control}}-server" && echo "$launched" >"$pipe_dir/server" ;;
+start_server) # of several first clients one has it started, the others wait
+    if (set -o noclobber && : >"$pipe_dir/starting") 2>/dev/null; then
+        launch "${{0%-control}}-server"
+        echo "$launched" >"$pipe_dir/server"
+    else
+        until [[ -s $pipe_dir/server ]]; do sleep 0.05; done
+    fi
+    ;;
 get_server_status)
     [[ $argument == "$server" ]] || {{ echo "Server $argument not found"; exit 1; }}
     [[ -e $state/stays-faulty || -n $(clients) ]] || rm -f "$pipe_dir/status"
@@ -131,6 +140,7 @@ class Machine:
     """The folder of the stand-ins, and a run directory beside it."""
 
     folder: Path
+    run_dir: Path
 
     @property
     def state(self) -> Path:
@@ -139,10 +149,6 @@ class Machine:
     @property
     def bin(self) -> Path:
         return self.folder / "bin"
-
-    @property
-    def run_dir(self) -> Path:
-        return self.folder / "run"
 
     def pipes(self, unit: str) -> Path:
         return self.run_dir / f"mps-{unit}"
@@ -231,7 +237,7 @@ def _is_daemon(pid: int) -> bool:
 
 def make_machine(folder: Path, gpus: dict[str, str], *, control: bool = True) -> Machine:
     """A machine with these GPUs (uuid -> compute mode), or without the program that controls MPS."""
-    machine = Machine(folder)
+    machine = Machine(folder, folder / "run")
     machine.state.mkdir()
     machine.bin.mkdir()
     for name in _NEEDED:

@@ -17,7 +17,7 @@ from efserve.converter.onnx_file import read_onnx, save
 from efserve.converter.parity import BATCHES, Case, check
 from efserve.converter.quantize import quantize
 from efserve.converter.samples import Samples, choose
-from efserve.devices.cpu import available_cores
+from efserve.devices.cpu import usable_cores_here
 from efserve.engines.base import Source, load
 from efserve.errors import ConfigError, ConversionFailed, UsageError
 from efserve.foreign import foreign
@@ -236,7 +236,7 @@ class _Checked:
 def _check(file_format: Format, version: Path, conversion: _Conversion, job: ConvertJob) -> _Checked:
     """Runs the file in the engine that will serve it, with the config that it will have."""
     name = conversion.config.engine if file_format == "onnx" and conversion.config.engine else file_format
-    source = Source(version, conversion.config, Partition(threads=len(available_cores())))
+    source = Source(version, conversion.config, Partition(threads=usable_cores_here()))
     with foreign(f"{FILENAMES[file_format]} was written, but it cannot be run", ConversionFailed):
         engine = load(name, source)
         try:
