@@ -1,10 +1,10 @@
-"""HTTP against system shared memory, for tensors of 64 B, 3 kB, 600 kB and 8 MB: the time of one inference.
+"""HTTP, gRPC and system shared memory over either, for tensors of 64 B, 3 kB, 600 kB and 8 MB: one inference's time.
 
     python benchmarks/shared_memory.py [--seconds 2]
 
 A model that returns its input, one client, one connection. The client writes its input anew and reads the output of
-every request, in shared memory too. Both ways take turns; medians are printed. "gateway" is the processor time of the
-gateway per request.
+every request, in shared memory too. The ways take turns; medians are printed. "gateway" is the processor time of the
+gateway per request. The clients are Python's http.client, and grpcio without code of its own for messages.
 """
 
 import argparse
@@ -18,13 +18,17 @@ import urllib.request
 from collections.abc import Callable
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
+from tritonclient.grpc import service_pb2
 
 from harness import Server, make_identity, serving
 
 FLOATS = {"64 B": 16, "3 kB": 768, "600 kB": 150_528, "8 MB": 2_097_152}
 ROUNDS = 4
+WAYS = ("HTTP", "gRPC", "HTTP+shm", "gRPC+shm")
 
 
 class Client:
@@ -72,12 +76,59 @@ def over_memory(
 ) -> Callable[[], float]:
     """One inference with tensors in shared memory; answers the last value."""
     head = head_of(values.size, "bench")
+    return _in_memory(values, memory, lambda: client.infer(head))
+
+
+def over_grpc(server: Server, values: np.ndarray[tuple[int], np.dtype[np.float32]]) -> Callable[[], float]:
+    """One inference over gRPC with tensors in the messages; answers the last value."""
+    call, request = grpc_call(server), grpc_request(values.size)
+
+    def infer() -> float:
+        request.raw_input_contents[:] = [values.tobytes()]
+        answer = service_pb2.ModelInferResponse.FromString(call(request.SerializeToString()))
+        return float(np.frombuffer(answer.raw_output_contents[0], np.float32)[-1])
+
+    return infer
+
+
+def over_grpc_memory(
+    server: Server, values: np.ndarray[tuple[int], np.dtype[np.float32]], memory: SharedMemory
+) -> Callable[[], float]:
+    """One inference over gRPC with tensors in shared memory; answers the last value."""
+    call, message = grpc_call(server), grpc_request(values.size, "bench").SerializeToString()
+    return _in_memory(values, memory, lambda: call(message))
+
+
+def grpc_call(server: Server) -> Callable[[bytes], bytes]:
+    """ModelInfer from serialized message to serialized message."""
+    unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+    channel = grpc.insecure_channel(server.grpc, unlimited)
+    call: Callable[[bytes], bytes] = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+    return call
+
+
+def grpc_request(floats: int, region: str = "") -> Any:
+    """The request without its tensor, or with both tensors in the region."""
+    request = service_pb2.ModelInferRequest(model_name="identity")
+    given = request.inputs.add(name="input", datatype="FP32", shape=[1, floats])
+    wanted = request.outputs.add(name="output")
+    if region:
+        for offset, tensor in ((0, given), (4 * floats, wanted)):
+            tensor.parameters["shared_memory_region"].string_param = region
+            tensor.parameters["shared_memory_byte_size"].int64_param = 4 * floats
+            tensor.parameters["shared_memory_offset"].int64_param = offset
+    return request
+
+
+def _in_memory(
+    values: np.ndarray[tuple[int], np.dtype[np.float32]], memory: SharedMemory, call: Callable[[], object]
+) -> Callable[[], float]:
     assert memory.buf is not None
     both = np.frombuffer(memory.buf, np.float32, 2 * values.size)
 
     def infer() -> float:
         both[: values.size] = values
-        client.infer(head)
+        call()
         return float(both[values.size :].copy()[-1])
 
     return infer
@@ -109,24 +160,26 @@ def compare(server: Server, size: str, floats: int, seconds: float) -> None:
     try:
         body = json.dumps({"key": f"/{memory.name}", "byte_size": 8 * floats}).encode()
         urllib.request.urlopen(f"{base}/region/bench/register", body).close()
-        ways = (over_http(client, values), over_memory(client, values, memory))
-        took: list[list[float]] = [[], []]
-        gateway: list[list[float]] = [[], []]
+        ways = [
+            over_http(client, values),
+            over_grpc(server, values),
+            over_memory(client, values, memory),
+            over_grpc_memory(server, values, memory),
+        ]
+        took: list[list[float]] = [[] for _ in ways]
+        gateway: list[list[float]] = [[] for _ in ways]
         for _ in range(ROUNDS):
             for way, infer in enumerate(ways):
                 each_ms, cpu_ms = measure(infer, float(values[-1]), seconds / ROUNDS, server.pid)
                 took[way] += each_ms
                 gateway[way].append(cpu_ms)
-        del ways, infer
+        ways.clear()  # which hold the memory
+        del infer
         urllib.request.urlopen(f"{base}/unregister", b"{}").close()
     finally:
         memory.unlink()
-    medians = [statistics.median(way) for way in took]
-    cpus = [statistics.median(way) for way in gateway]
-    print(
-        f"{size:8}{medians[0]:10.3f}{medians[1]:12.3f}{medians[0] / medians[1]:8.2f}{cpus[0]:16.3f}{cpus[1]:12.3f}",
-        flush=True,
-    )
+    cells = [f"{statistics.median(way):10.3f}" for way in took] + [f"{statistics.median(way):10.3f}" for way in gateway]
+    print(f"{size:8}{''.join(cells)}", flush=True)
 
 
 def main() -> None:
@@ -137,7 +190,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_identity(Path(folder), dims=("n",))
         with serving(Path(folder), "--allow-client-shm", "--instances", "1", "--threads", "1") as server:
-            print(f"{'tensor':8}{'HTTP ms':>10}{'memory ms':>12}{'ratio':>8}{'gateway HTTP ms':>16}{'memory ms':>12}")
+            print(f"{'':8}{'ms of one inference':>40}{'ms of the gateway':>40}")
+            print(f"{'tensor':8}{''.join(f'{way:>10}' for way in WAYS) * 2}")
             for size, floats in FLOATS.items():
                 compare(server, size, floats, options.seconds)
 

@@ -134,9 +134,9 @@ def h200(uuid: str = "GPU-5f1b4c5e-2d9a-7c11-9a55-0a3f7e1c2b44", **answers: obje
         "nvmlDeviceGetTemperature": 41,
         "nvmlDeviceGetPowerUsage": 118_250,
         "nvmlDeviceGetEnforcedPowerLimit": 700_000,
-        "nvmlDeviceGetComputeRunningProcesses": [],
-        "nvmlDeviceGetGraphicsRunningProcesses": [],
-        "nvmlDeviceGetMPSComputeRunningProcesses": [],
+        "nvmlDeviceGetComputeRunningProcesses_v3": [],
+        "nvmlDeviceGetGraphicsRunningProcesses_v3": [],
+        "nvmlDeviceGetMPSComputeRunningProcesses_v3": [],
         **answers,
     }
 

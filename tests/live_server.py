@@ -28,6 +28,7 @@ class RunningServer:
     process: subprocess.Popen[str]
     status: dict[str, Any]
     printed: list[str] = field(default_factory=list)
+    heard: threading.Condition = field(default_factory=threading.Condition)
 
     @property
     def url(self) -> str:
@@ -46,6 +47,11 @@ class RunningServer:
     def worker_pids(self) -> list[int]:
         pid = self.process.pid
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def says(self, text: str) -> bool:
+        """True when a line with this text has been printed, now or within a while."""
+        with self.heard:
+            return self.heard.wait_for(lambda: any(text in line for line in self.printed), 20)
 
     def state_of(self, model: str) -> tuple[str, str]:
         """State and reason in the ready file."""
@@ -108,7 +114,9 @@ def serve(
 
         def read() -> None:
             for line in process.stderr or ():
-                server.printed.append(line)
+                with server.heard:
+                    server.printed.append(line)
+                    server.heard.notify_all()
                 if line.startswith("Ctrl-C"):
                     started.set()
             started.set()

@@ -21,11 +21,14 @@ CONFIGS = {
     "bench": "efserve.loadtest.config:BenchConfig",
     "models": "efserve.inspection.remote:ModelsJob",
     "check": "efserve.inspection.check:CheckJob",
+    "devices": "efserve.inspection.devices:DevicesJob",
+    "doctor": "efserve.inspection.doctor.diagnose:DoctorJob",
     "compare": "efserve.loadtest.compare:CompareConfig",
     "report": "efserve.reports.report:ReportJob",
     "profile": "efserve.profiler.options:ProfileConfig",
     "plan": "efserve.planning.options:PlanConfig",
     "simulate": "efserve.simulator.job:SimulateConfig",
+    "mps": "efserve.partitions.mps_job:MpsJob",
 }
 # Options about how a command tells its result; the program below it does not know them.
 PRINTING = {
@@ -37,9 +40,12 @@ PRINTING = {
     "report": set(),
     "models": {"as_json"},
     "check": {"as_json"},
+    "devices": {"as_json"},
+    "doctor": {"as_json"},
     "profile": set(),
     "plan": set(),
     "simulate": set(),
+    "mps": {"as_json"},
 }
 ENGINES = {"torch", "onnxruntime", "onnx", "tensorrt"}
 HEAVY = ENGINES | {"numpy", "rich", "google", "tritonclient", "matplotlib", "uvicorn", "asyncio", "msgspec"}
@@ -119,6 +125,9 @@ def test_every_command_is_checked_here() -> None:
         ["profile", "--model-repository", "no-such-folder"],
         ["profile", "--cores", "100000"],
         ["simulate"],
+        ["mps"],
+        ["mps", "restart"],
+        ["mps", "start", "--deadline-s", "0"],
         ["simulate", "no-such-plan.json", "--profiles", "no-such-folder", "--arrivals", "never"],
         ["plan"],
         ["plan", "--rate", "digits=100"],

@@ -1,14 +1,29 @@
 """GPUs as a driver tells them, by a stand-in for pynvml; the last tests ask the real one."""
 
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import pytest
 
-from efserve.devices.gpu import Gpu, GpuReading, MigSlice, cuda_devices, find_gpu, gpu_facts, gpu_reading, gpus
+from efserve.devices.gpu import (
+    Gpu,
+    GpuProcess,
+    GpuReading,
+    MigSlice,
+    cuda_devices,
+    find_gpu,
+    gpu_facts,
+    gpu_reading,
+    gpus,
+)
 from efserve.devices.nvml import NO_DRIVER, connect, nvml
 from efserve.errors import UsageError
+from efserve.inspection.devices import Devices
 from fake_nvml import (
     DRIVER_NOT_LOADED,
     LIBRARY_NOT_FOUND,
@@ -86,8 +101,8 @@ def test_a_gpu_that_is_not_there_reads_as_nothing() -> None:
 def test_processes_are_told_once_with_all_their_kinds() -> None:
     fake = FakeNvml(
         h200(
-            nvmlDeviceGetComputeRunningProcesses=[process(20, 30 << 20), process(10, 4 << 30), process(30)],
-            nvmlDeviceGetMPSComputeRunningProcesses=[process(10)],
+            nvmlDeviceGetComputeRunningProcesses_v3=[process(20, 30 << 20), process(10, 4 << 30), process(30)],
+            nvmlDeviceGetMPSComputeRunningProcesses_v3=[process(10)],
         ),
         names={10: "/usr/bin/python3", 20: "/usr/bin/nvidia-cuda-mps-server"},
     )
@@ -163,6 +178,54 @@ def test_a_machine_without_a_driver_is_told_at_once_and_without_a_warning() -> N
     assert done.stderr == ""
     if not gpus():
         assert done.stdout.strip() == nvml().problem
+
+
+@pytest.fixture(scope="module")
+def driver_in_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a stand-in for the driver's library."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("driver")
+    source = Path(__file__).with_name("stand_in_nvml.c")
+    command = [compiler, "-shared", "-fPIC", "-w", "-o", str(folder / "libnvidia-ml.so.1"), str(source)]
+    subprocess.run(command, check=True, timeout=60)
+    return folder
+
+
+def test_pynvml_itself_on_a_stand_in_for_the_driver(driver_in_c: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "efserve", "devices", "--json"],
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=60,
+        env={**os.environ, "LD_LIBRARY_PATH": str(driver_in_c)},
+    )
+    facts = msgspec.json.decode(done.stdout, type=Devices).gpu
+    assert (facts.problem, facts.driver_version, facts.cuda_version) == ("", "570.86.15", "12.8")
+    (gpu,) = facts.gpus
+    assert (gpu.uuid, gpu.name, gpu.sm_count, gpu.compute_mode) == ("GPU-in-c", "GPU in C", 132, "EXCLUSIVE_PROCESS")
+    assert gpu.mig_slices == (MigSlice("MIG-in-c", "Slice in C", 2, 16, 1000, 100),)
+    assert gpu.processes == (GpuProcess(4242, ("compute", "mps"), 5000, "client"),)
+    assert gpu.pci_bus_id is None
+    assert gpu.reading.clock_reasons == ("power cap", "thermal slowdown by software")
+    reading = replace(gpu.reading, clock_reasons=())
+    assert reading == GpuReading(1500, 1980, 3201, 3201, (), 37, 12, 100, 41, None, None)
+
+
+def test_a_reading_by_pynvml_itself(driver_in_c: Path) -> None:
+    script = (
+        "from efserve.devices.gpu import gpu_reading as r; print(r('GPU-in-c').sm_clock_mhz, r('GPU-x').sm_clock_mhz)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "LD_LIBRARY_PATH": str(driver_in_c)},
+    )
+    assert done.stdout == "1500 None\n"
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ import pytest
 from efserve.inspection.check import CheckJob, check
 from efserve.inspection.explain import Place, fields, surprises
 from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy
+from efserve.partition import Partition
 from efserve.tensors import TensorSpec
 from live_server import MODELS, SHIPPED
 
@@ -20,7 +21,7 @@ SERVED = ModelConfig(
     (TensorSpec("y", "FP32", (4,)),),
     dynamic_batching=DynamicBatching(),
 )
-ALONE = Place(instances=1, threads=2, cores=2)
+ALONE = Place((Partition(threads=2),), cores=2)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ ALONE = Place(instances=1, threads=2, cores=2)
         (replace(SERVED, max_batch_size=0, dynamic_batching=None), ALONE, "the batch dimension is fixed"),
         (replace(SERVED, dynamic_batching=None), ALONE, "no dynamic_batching"),
         (replace(SERVED, max_batch_size=1), ALONE, "no two requests share a run"),
-        (SERVED, Place(2, 2, 2), "2 instances x 2 threads are more than 2 cores"),
+        (SERVED, Place((Partition(threads=2),) * 2, 2), "2 instances with 4 threads in all are more than 2 cores"),
         (
             replace(SERVED, dynamic_batching=DynamicBatching(max_queue_delay_us=500)),
             ALONE,

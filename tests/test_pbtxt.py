@@ -6,7 +6,15 @@ from dataclasses import replace
 import pytest
 
 from efserve.errors import ConfigError
-from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy, VersionPolicy, WarmupInput, WarmupSample
+from efserve.model_config import (
+    DynamicBatching,
+    InstanceGroup,
+    ModelConfig,
+    QueuePolicy,
+    VersionPolicy,
+    WarmupInput,
+    WarmupSample,
+)
 from efserve.pbtxt import config_json, config_message, parse_config, parse_config_json
 from efserve.tensors import TensorSpec
 
@@ -34,7 +42,7 @@ PARSED = ModelConfig(
     inputs=(TensorSpec("x", "FP32", (1, -1)),),
     outputs=(TensorSpec("y", "BYTES", (10,)),),
     dynamic_batching=DynamicBatching((4, 8), 100, QueuePolicy(3, 7, "DELAY", True)),
-    instance_count=3,
+    instance_groups=(InstanceGroup("m_0", "CPU", 2), InstanceGroup("m_1")),
     version_policy=VersionPolicy(latest=0, specific=(1, 3)),
     label_filenames={"y": "labels.txt"},
     parameters={"a": "b"},
@@ -130,7 +138,14 @@ def test_json_has_proto_names_unset_scalars_and_numbers() -> None:
         ("max_batch_size: -1", "max_batch_size is -1"),
         ('backend: "tensorflow"', "backend 'tensorflow' is not known"),
         ('backend: "python" platform: "onnxruntime_onnx"', "are two engines"),
-        ("instance_group { kind: KIND_GPU }", "KIND_GPU is not supported"),
+        ("instance_group { kind: KIND_MODEL }", "KIND_MODEL is not supported; use KIND_AUTO, KIND_CPU or KIND_GPU"),
+        ("instance_group { kind: KIND_CPU gpus: [0] }", r"'m_0' has kind KIND_CPU but lists gpus \[0\]"),
+        ("instance_group { gpus: [-1] }", "expected indexes from 0"),
+        ("instance_group { gpus: [1, 1] }", "lists a GPU twice"),
+        ('parameters { key: "share_pct" value { string_value: "half" } }', "share_pct is 'half', expected a number"),
+        ('parameters { key: "share_pct" value { string_value: "0" } }', "share_pct is '0', expected a number above 0"),
+        ('parameters { key: "share_pct" value { string_value: "101" } }', "share_pct is 101, expected at most 100"),
+        ('parameters { key: "g.share_pct" value { string_value: "5" } }', "of no instance_group; it has none"),
         ("instance_group { count: -2 }", "count is -2"),
         ('input { name: "x" dims: 1 }', "'x' has no data_type"),
         ("input { data_type: TYPE_FP32 }", "has no name"),

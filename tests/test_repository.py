@@ -24,7 +24,9 @@ def test_models_versions_and_engines(tmp_path: Path) -> None:
     make(tmp_path, ".hidden", ("1/model.onnx",))
     a, b = scan([tmp_path]).models
     assert (a.name, b.name, b.versions) == ("a", "b", (1, 2, 10))
-    assert (a.engines(1), b.engines(2), b.engines(10)) == (("python",), ("onnx", "torchscript"), ("torchscript",))
+    assert (a.engines(1), b.engines(10)) == (("python",), ("torchscript",))
+    assert b.engines(2) == ("onnx", "torchscript", "openvino")
+    assert b.usual_engines(2) == ("onnx", "torchscript")
     assert b.resolve(2).engine == "onnx"
     assert b.resolve(2, "torchscript").engine == "torchscript"
     with pytest.raises(ConfigError, match=r"version 10 of 'b' has no model\.onnx for engine onnx"):

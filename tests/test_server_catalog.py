@@ -16,7 +16,7 @@ def catalog() -> Catalog:
     """Versions 2 and 10 of model m, both loading, and a model that is broken."""
     models = Catalog()
     found = [ModelVersion("m", number, Path("m") / number, "onnx", ModelConfig("m")) for number in ("2", "10")]
-    models.replace("m", [ServedVersion(version, {}, ServeConfig(), 1) for version in found])
+    models.replace("m", [ServedVersion(version, {}, ServeConfig()) for version in found])
     models.add_broken("b", "no files")
     return models
 

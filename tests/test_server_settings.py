@@ -5,21 +5,33 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from efserve.errors import EfserveError, InvalidRequest, Unavailable, Unsupported
-from efserve.inference import BatchTiming, InferRequest, Outcome
+from efserve.errors import EfserveError, InferenceFailed, InvalidRequest, Unavailable, Unsupported
+from efserve.inference import BatchTiming, InferRequest, Outcome, OutputTensor
+from efserve.model_config import ModelConfig
 from efserve.server.logs import LogSettings
 from efserve.server.tracing import Tracer
+from efserve.tensors import TensorSpec, encode_bytes
 
 TIMING = BatchTiming(20, 30, 40, 50)
 
 
-def requests(number: int) -> list[InferRequest]:
+SPECS = (TensorSpec("x", "FP32", (2,)), TensorSpec("label", "BYTES", (1,)))
+
+
+def model(name: str) -> ModelConfig:
+    return ModelConfig(name, inputs=SPECS, outputs=SPECS[:1])
+
+
+def requests(number: int) -> list[tuple[InferRequest, Outcome]]:
     def nobody(outcome: Outcome) -> None:
         raise AssertionError(outcome)
 
-    return [InferRequest((b"",), ((1,),), 1, "k", nobody, arrival_ns=10) for _ in range(number)]
+    tensors = (np.array([1.5, 2], np.float32).tobytes(), encode_bytes([b"cat"]))
+    request = InferRequest(tensors, ((2,), (1,)), 1, "k", nobody, arrival_ns=10)
+    return [(request, (OutputTensor((2,), tensors[0]),))] * number
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -54,7 +66,8 @@ def test_a_model_follows_the_server_but_for_what_it_has_of_its_own() -> None:
     [
         ({"trace_file": "x"}, Unsupported, "trace file location can not be updated through network protocol"),
         ({"trace_level": ["OFF", "TIMESTAMPS"]}, InvalidRequest, "Expect only one trace level 'OFF' is specified"),
-        ({"trace_level": ["TENSORS"]}, InvalidRequest, "expected OFF or TIMESTAMPS"),
+        ({"trace_level": ["ALL"]}, InvalidRequest, "expected OFF, TIMESTAMPS or TENSORS"),
+        ({"trace_level": []}, InvalidRequest, "expected OFF, TIMESTAMPS or TENSORS"),
         ({"trace_rate": "often"}, InvalidRequest, "Unable to parse 'trace_rate', got: often"),
         ({"trace_rate": []}, InvalidRequest, "Unable to parse 'trace_rate'"),
         ({"trace_count": "-2"}, InvalidRequest, "value is out of range"),
@@ -71,13 +84,13 @@ def test_wrong_trace_settings_change_nothing(changes: dict[str, Any], error: typ
 def test_every_nth_request_is_traced_until_enough_are(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     tracer = Tracer(path)
-    tracer.batch_done("m", "1", requests(5), TIMING, 60)
+    tracer.batch_done(model("m"), "1", requests(5), TIMING, 60)
     assert not tracer.is_on
     tracer.update({"trace_level": ["TIMESTAMPS"], "trace_rate": "3", "trace_count": "2"})
     assert tracer.is_on
-    tracer.batch_done("m", "1", requests(2), TIMING, 60)
+    tracer.batch_done(model("m"), "1", requests(2), TIMING, 60)
     assert lines(path) == []
-    tracer.batch_done("m", "1", requests(20), TIMING, 60)
+    tracer.batch_done(model("m"), "1", requests(20), TIMING, 60)
     assert [line["id"] for line in lines(path)] == [1, 2]
     stamps = {stamp["name"]: stamp["ns"] for stamp in lines(path)[0]["timestamps"]}
     assert stamps == {
@@ -90,19 +103,37 @@ def test_every_nth_request_is_traced_until_enough_are(tmp_path: Path) -> None:
         "REQUEST_END": 60,
     }
     tracer.update({"trace_count": "1"})
-    tracer.batch_done("m", "1", requests(20), TIMING, 60)
+    tracer.batch_done(model("m"), "1", requests(20), TIMING, 60)
     assert len(lines(path)) == 3
     tracer.update({"trace_level": ["OFF"]}, "m")
     tracer.update({"trace_count": None})
-    tracer.batch_done("m", "1", requests(20), TIMING, 60)
+    tracer.batch_done(model("m"), "1", requests(20), TIMING, 60)
     assert len(lines(path)) == 3
+
+
+def test_tensors_are_written_as_triton_does(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    tracer = Tracer(path)
+    tracer.update({"trace_level": ["TENSORS"], "trace_rate": "1"})
+    ((request, _),) = requests(1)
+    tracer.batch_done(model("m"), "1", [*requests(1), (request, InferenceFailed("no"))], TIMING, 60)
+    x = {"name": "x", "data": "1.5,2.0", "shape": "2", "dtype": "FP32"}
+    label = {"name": "label", "data": "cat", "shape": "1", "dtype": "BYTES"}
+    inputs = [{"activity": "TENSOR_QUEUE_INPUT", **tensor} for tensor in (x, label)]
+    both, failed = lines(path)
+    assert both["tensors"] == [*inputs, {"activity": "TENSOR_BACKEND_OUTPUT", **x}]
+    assert failed["tensors"] == inputs
+    assert "timestamps" not in both
+    tracer.update({"trace_level": ["TIMESTAMPS", "TENSORS"]})
+    tracer.batch_done(model("m"), "1", requests(1), TIMING, 60)
+    assert {"timestamps", "tensors"} < lines(path)[2].keys()
 
 
 def test_a_log_frequency_numbers_the_files(tmp_path: Path) -> None:
     tracer = Tracer(tmp_path / "trace")
     tracer.update({"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "log_frequency": "2"}, "m")
-    tracer.batch_done("m", "1", requests(3), TIMING, 60)
-    tracer.batch_done("other", "1", requests(3), TIMING, 60)
+    tracer.batch_done(model("m"), "1", requests(3), TIMING, 60)
+    tracer.batch_done(model("other"), "1", requests(3), TIMING, 60)
     assert [len(lines(tmp_path / f"trace.{n}")) for n in range(3)] == [2, 1, 0]
 
 

@@ -14,6 +14,8 @@ COMMANDS = {
     "infer": "Run a model on images or arrays and print the top classes.",
     "serve": "Serve a model repository over the KServe v2 protocol.",
     "models": "Show the models of a running server; load and unload them.",
+    "devices": "Show this machine's processor and GPUs.",
+    "doctor": "Check what serving and sharing need here, and how to mend it.",
     "check": "Validate a model repository without serving it.",
     "bench": "Measure a server under load; starts one itself without --url.",
     "compare": "Measure several servers in turns and tell differences from noise.",
@@ -21,6 +23,7 @@ COMMANDS = {
     "profile": "Measure latency over batch sizes and shares of the device.",
     "plan": "Pack models on partitions of devices so that every rate and SLO holds.",
     "simulate": "Run plans on simulated devices and tell how many requests keep their SLO.",
+    "mps": "Start, look at or stop NVIDIA MPS, by which processes share a GPU.",
 }
 
 

@@ -13,6 +13,7 @@ from efserve.tensors import Shape, TensorSpec
 DEFAULT_MAX_BATCH = 4  # Triton's own default for a completed config
 
 TimeoutAction = Literal["REJECT", "DELAY"]
+InstanceKind = Literal["AUTO", "CPU", "GPU"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,18 @@ class WarmupSample:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceGroup:
+    """`instance_group`: instances on one kind of device, and the share of it that each of them gets by parameters."""
+
+    name: str = ""
+    kind: InstanceKind = "AUTO"
+    count: int = 1  # on the CPU, or on each of the GPUs
+    gpus: tuple[int, ...] = ()  # by index; empty: all of them
+    share_pct: float = 0.0  # of the device, for each instance; 0: no share
+    memory_limit_bytes: int = 0  # for each instance; 0: no limit
+
+
+@dataclass(frozen=True, slots=True)
 class VersionPolicy:
     """`version_policy`: the `latest` N versions, or the `specific` ones, or (both empty) all."""
 
@@ -87,12 +100,12 @@ class ModelConfig:
     """
 
     name: str
-    engine: str = ""  # onnx, torchscript, python; empty: decided by the files of the version
+    engine: str = ""  # onnx, torchscript, openvino, python; empty: decided by the files of the version
     max_batch_size: int = 0
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     dynamic_batching: DynamicBatching | None = None
-    instance_count: int = 0  # 0: not said
+    instance_groups: tuple[InstanceGroup, ...] = ()  # empty: not said
     version_policy: VersionPolicy = VersionPolicy()
     default_model_filename: str = ""
     label_filenames: dict[str, str] = field(default_factory=dict)  # output name -> file in the model's folder

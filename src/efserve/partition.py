@@ -20,16 +20,23 @@ class Partition:
     memory_limit_bytes: int = 0  # of the device's memory; 0: no limit
     means: str = ""  # of a share of a GPU: "mps" or "green" (a green context); empty: the whole device
     pipe_directory: str = ""  # of the device's MPS daemon, where that is the means
+    units: int = 0  # cores or SMs of the whole device; 0: not known
 
     @property
     def is_gpu(self) -> bool:
         """True for anything but the host's CPU."""
         return self.device != CPU
 
+    def obtained_pct(self, obtained: "Obtained") -> float:
+        """Share of the device that a worker has got, in percent; 0 where the size of the device is not known."""
+        got = obtained.sm_count if self.is_gpu else len(obtained.cores)
+        return 100 * got / self.units if self.units else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class Obtained:
     """What a worker found itself to have, read back in its own process when it had loaded its model."""
 
-    cores: tuple[int, ...] = ()  # that it may run on
+    cores: tuple[int, ...] = ()  # that its threads may run on, all together
     sm_count: int = 0  # SMs that it sees; 0: not on a GPU
+    threads: int = 0  # of the process, the engine's among them

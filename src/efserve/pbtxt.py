@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from tritonclient.grpc import model_config_pb2 as pb
 
 from efserve.errors import ConfigError
+from efserve.instance_groups import read_groups, write_groups
 from efserve.model_config import (
     DynamicBatching,
     ModelConfig,
@@ -40,7 +41,7 @@ _SUPPORTED: _Fields = {
     "input": {"name": {}, "data_type": {}, "dims": {}, "optional": {}},
     "output": {"name": {}, "data_type": {}, "dims": {}, "label_filename": {}},
     "version_policy": {},
-    "instance_group": {"name": {}, "kind": {}, "count": {}},
+    "instance_group": {"name": {}, "kind": {}, "count": {}, "gpus": {}},
     "dynamic_batching": {
         "preferred_batch_size": {},
         "max_queue_delay_microseconds": {},
@@ -59,10 +60,10 @@ _SUPPORTED: _Fields = {
 _TRITON_NAMES = {
     "onnx": ("onnxruntime_onnx", "onnxruntime"),
     "torchscript": ("pytorch_libtorch", "pytorch"),
+    "openvino": ("", "openvino"),
     "python": ("", "python"),
 }
 _ENGINES = {name: engine for engine, names in _TRITON_NAMES.items() for name in names if name}
-_KINDS = (pb.ModelInstanceGroup.KIND_AUTO, pb.ModelInstanceGroup.KIND_CPU)
 
 
 def read_config(path: Path, name: str) -> ModelConfig:
@@ -113,7 +114,7 @@ def _from_message(message: Any, name: str) -> ModelConfig:
         inputs=_specs("input", message.input, name),
         outputs=_specs("output", message.output, name),
         dynamic_batching=_dynamic_batching(message, name),
-        instance_count=_instance_count(message, name),
+        instance_groups=read_groups(message, name),
         version_policy=_version_policy(message, name),
         default_model_filename=message.default_model_filename,
         label_filenames={tensor.name: tensor.label_filename for tensor in message.output if tensor.label_filename},
@@ -159,9 +160,7 @@ def config_message(config: ModelConfig) -> Any:
         message.version_policy.latest.num_versions = config.version_policy.latest
     else:
         message.version_policy.all.SetInParent()
-    message.instance_group.add(
-        name=f"{config.name}_0", count=max(1, config.instance_count), kind=pb.ModelInstanceGroup.KIND_CPU
-    )
+    write_groups(message, config)
     if (batching := config.dynamic_batching) is not None:
         _write_batching(message.dynamic_batching, batching)
     for key, value in config.parameters.items():
@@ -320,17 +319,6 @@ def _queue_policy(policy: Any) -> QueuePolicy:
         timeout_action="DELAY" if policy.timeout_action == pb.ModelQueuePolicy.DELAY else "REJECT",
         allow_timeout_override=policy.allow_timeout_override,
     )
-
-
-def _instance_count(message: Any, name: str) -> int:
-    """Sum over the groups; a group without a count has one instance, as in Triton."""
-    for group in message.instance_group:
-        if group.kind not in _KINDS:
-            kind = pb.ModelInstanceGroup.Kind.Name(group.kind)
-            raise ConfigError(f"config.pbtxt of '{name}': instance_group kind {kind} is not supported; use KIND_CPU")
-        if group.count < 0:
-            raise ConfigError(f"config.pbtxt of '{name}': instance_group count is {group.count}, expected 1 or more")
-    return sum(max(1, group.count) for group in message.instance_group)
 
 
 def _version_policy(message: Any, name: str) -> VersionPolicy:

@@ -13,8 +13,8 @@ from efserve.errors import ConfigError, EfserveError, NotFound, UsageError
 from efserve.model_config import ModelConfig
 from efserve.pbtxt import read_config
 
-# engine -> its file in a version folder, in the order in which they are preferred
-ENGINE_FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "python": "model.py"}
+# engine -> its file in a version folder, in the order in which they are preferred; two engines may take the same file
+ENGINE_FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "python": "model.py", "openvino": "model.onnx"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,22 @@ class ModelFolder:
         folder = self.path / str(version)
         return tuple(engine for engine in ENGINE_FILES if (folder / self.filename(engine)).is_file())
 
-    def filename(self, engine: str) -> str:
-        """Name of the engine's model file: the config's own for its engine, `model.<suffix>` else."""
-        default = self.config.default_model_filename
-        return default if default and self._is_config_engine(engine) else ENGINE_FILES[engine]
+    def usual_engines(self, version: int) -> tuple[str, ...]:
+        """One engine for each file in the version's folder: the config's, else the preferred one."""
+        chosen: dict[str, str] = {}
+        for engine in self.engines(version):
+            file = self.filename(engine)
+            chosen[file] = engine if engine == self.config.engine else chosen.get(file, engine)
+        return tuple(chosen.values())
 
-    def _is_config_engine(self, engine: str) -> bool:
+    def filename(self, engine: str) -> str:
+        """Name of the engine's model file: the config's own for its engine and its suffix, `model.<suffix>` else."""
+        default = self.config.default_model_filename
+        return default if default and self._takes_default(engine) else ENGINE_FILES[engine]
+
+    def _takes_default(self, engine: str) -> bool:
         suffix = Path(self.config.default_model_filename).suffix
-        return engine == (self.config.engine or next((e for e, f in ENGINE_FILES.items() if f.endswith(suffix)), ""))
+        return engine == self.config.engine or suffix == Path(ENGINE_FILES[engine]).suffix
 
     def resolve(self, version: int, engine: str = "") -> ModelVersion:
         """The version with its engine decided: the one asked for, else the config's, else the first with a file."""
@@ -64,7 +72,7 @@ class ModelFolder:
         chosen = engine or self.config.engine or next(iter(available), "")
         folder = self.path / str(version)
         if not chosen:
-            names = ", ".join(ENGINE_FILES.values())
+            names = ", ".join(dict.fromkeys(ENGINE_FILES.values()))
             raise ConfigError(
                 f"version {version} of '{self.name}' has no model file; expected one of {names} in {folder}"
             )
@@ -101,9 +109,10 @@ def model_folders(repositories: Sequence[Path]) -> dict[str, Path]:
 
 
 def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:
-    """What changes when anything in a model's folder does: path, time and size of each file in it."""
+    """What changes when anything in a model's folder does: path, time and size of each file, but for hidden folders."""
     found = set()
-    for parent, _, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # what engines keep for themselves
         for file in files:
             path = Path(parent, file)
             try:

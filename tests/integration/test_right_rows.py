@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from efserve.errors import Cancelled, Unavailable
 from efserve.inference import InferRequest, Outcome
+from efserve.partition import Partition
 from efserve.repository import read_model
 from efserve.server.options import ServeConfig
 from efserve.server.version import ServedVersion
@@ -111,7 +112,7 @@ class Play:
 
     def __init__(self, model: Path) -> None:
         found = read_model(model).resolve(1)
-        self.version = ServedVersion(found, {}, ServeConfig(instances=2, threads=1), 2)
+        self.version = ServedVersion(found, {}, ServeConfig(), (Partition(),) * 2)
         self.asked: list[Asked] = []
         self.deaths = 0
 

@@ -10,6 +10,7 @@ import uvloop
 from efserve.counters import BACKEND, CANCELED, OTHER, REJECTED
 from efserve.errors import WorkerDied
 from efserve.inference import InferRequest, Outcome
+from efserve.partition import Partition
 from efserve.repository import read_model
 from efserve.server.options import ServeConfig
 from efserve.server.version import ServedVersion, VersionState
@@ -30,7 +31,7 @@ async def ask(version: ServedVersion) -> Outcome:
 def test_an_instance_that_waits_to_restart_gives_up_with_the_version() -> None:
     async def whole() -> None:
         found = read_model(ZOO / "echo").resolve(1)
-        version = ServedVersion(found, {}, ServeConfig(instances=2), 2)
+        version = ServedVersion(found, {}, ServeConfig(), (Partition(),) * 2)
         await version.start()
         while version.state is VersionState.READY:
             await ask(version)
@@ -50,7 +51,7 @@ def test_an_instance_that_waits_to_restart_gives_up_with_the_version() -> None:
 
 def test_a_request_that_kills_its_workers_is_the_models_failure() -> None:
     async def whole() -> None:
-        version = ServedVersion(read_model(ZOO / "killed_in_infer").resolve(1), {}, ServeConfig(), 1)
+        version = ServedVersion(read_model(ZOO / "killed_in_infer").resolve(1), {}, ServeConfig())
         await version.start()
         assert isinstance(await ask(version), WorkerDied)
         assert version.counters.failures == {BACKEND: 1, CANCELED: 0, OTHER: 0, REJECTED: 0}

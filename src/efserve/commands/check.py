@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "python"]),
+    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "python"]),
     default="auto",
     show_default=True,
     callback=lambda _context, _option, value: "" if value == "auto" else value,
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 )
 @click.option("--instances", type=click.IntRange(1), help="Worker processes per model.  [default: config, or 1]")
 @click.option("--threads", type=click.IntRange(1), help="Engine threads per instance.  [default: cores / instances]")
+@click.option(
+    "--strict-provider",
+    is_flag=True,
+    help="Refuse ONNX models of which onnxruntime would run some nodes on the CPU though a GPU was asked for.",
+)
 @click.option(
     "--load-timeout-s",
     type=click.FloatRange(0, min_open=True),

@@ -30,7 +30,7 @@ _url = click.option("--url", help="The server, where it was not given before the
     show_default=True,
     help="Deadline for the answer; a load answers when the model is ready.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the index as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the index and the placements as JSON.")
 @click.pass_context
 def command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     """Show the models of a running server; load and unload them.
@@ -123,6 +123,7 @@ def _show_index(lines: "list[IndexLine]") -> None:
     from rich.table import Table
 
     from efserve.console import out
+    from efserve.reports.placement_table import placements_table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("model", "version", "state", "reason"):
@@ -133,3 +134,7 @@ def _show_index(lines: "list[IndexLine]") -> None:
             escape(line.name), line.version or "-", f"[{style}]{line.state or 'not loaded'}[/]", escape(line.reason)
         )
     out().print(table)
+    placements = [placement for line in lines for placement in line.placements]
+    if placements:
+        out().print()
+        out().print(placements_table(placements))

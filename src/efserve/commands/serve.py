@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from efserve.server.options import ServeConfig
+from efserve.shares import parse_memory_limit, parse_share
 
 if TYPE_CHECKING:
     from efserve.server.run import ServerStatus
@@ -25,13 +26,27 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 @click.option("--model", multiple=True, help="Serve only this model; repeatable.  [default: all]")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "python"]),
+    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "python"]),
     default="auto",
     show_default=True,
     help="What runs the models; auto: the config's choice, else the first file found.",
 )
 @click.option("--instances", type=click.IntRange(1), help="Worker processes per model.  [default: config, or 1]")
 @click.option("--threads", type=click.IntRange(1), help="Engine threads per instance.  [default: cores / instances]")
+@click.option(
+    "--share",
+    type=parse_share,
+    multiple=True,
+    metavar="MODEL=PCT[,DEVICE]",
+    help="Give one instance of a model a share of a device (cpu, gpu0, a uuid), whole cores on the CPU; repeatable.",
+)
+@click.option(
+    "--memory-limit",
+    type=parse_memory_limit,
+    multiple=True,
+    metavar="MODEL=SIZE",
+    help="Memory for each instance of a model, such as 4G: enforced on a GPU, reported on the CPU; repeatable.",
+)
 @click.option(
     "--max-batch", type=click.IntRange(1), help="Largest batch of models that batch.  [default: config, or 4]"
 )
@@ -42,6 +57,11 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 )
 @click.option(
     "--spin/--no-spin", default=False, help="Engine threads spin while idle: faster alone, slower beside others."
+)
+@click.option(
+    "--strict-provider",
+    is_flag=True,
+    help="Refuse ONNX models of which onnxruntime would run some nodes on the CPU though a GPU was asked for.",
 )
 @click.option("--host", "--http-host", "host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -175,6 +195,7 @@ def _print_status(status: "ServerStatus") -> None:
     from rich.table import Table
 
     from efserve.console import err
+    from efserve.reports.placement_table import is_worth_showing, placements_table
 
     console = err()
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -189,6 +210,12 @@ def _print_status(status: "ServerStatus") -> None:
         name, version, engine = (escape(text) or "-" for text in (model.name, model.version, model.engine))
         table.add_row(name, version, engine, *counts, f"[{style}]{model.state}[/]")
     console.print(table)
+    placements = [placement for model in status.models for placement in model.placements]
+    if is_worth_showing(placements):
+        console.print()
+        console.print(placements_table(placements))
+    for note in status.notes:
+        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     for model in status.models:
         if model.reason:
             reason = model.reason.partition("; its last lines of output:")[0]  # which the log has shown

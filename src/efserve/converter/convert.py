@@ -120,7 +120,7 @@ def _write(conversion: _Conversion, job: ConvertJob, folder: Path, on_step: OnSt
             (staged / "config.pbtxt").write_text(config_text(conversion.config), encoding="utf-8")
         if conversion.labels and (job.force or not (folder / _LABELS).exists()):
             (staged / _LABELS).write_text("\n".join(conversion.labels) + "\n", encoding="utf-8")
-        sizes = {path.name: path.stat().st_size for path in sorted(version.iterdir())}
+        sizes = {path.name: path.stat().st_size for path in sorted(version.iterdir()) if path.is_file()}
         install(staged, folder, job.version)
     return ConvertResult(
         name=folder.name,

@@ -73,7 +73,8 @@ def save(file: onnx.ModelProto, path: Path) -> None:
 def _engine(path: Path, name: str, job: ConvertJob) -> Engine:
     config = ModelConfig(name, default_model_filename=path.name)
     with foreign(f"onnxruntime cannot load {path.name}", ConversionFailed):
-        return load("onnx", Source(path.parent, config, Partition(threads=len(available_cores())), job.max_batch))
+        partition = Partition(threads=len(available_cores()))
+        return load("onnx", Source(path.parent, config, partition, job.max_batch, keeps=False))
 
 
 def _cases(config: ModelConfig, run: Run, job: ConvertJob) -> tuple[Case, ...]:

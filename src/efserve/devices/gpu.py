@@ -255,7 +255,10 @@ def _processes(library: Nvml, handle: Any) -> Iterator[GpuProcess]:
     kinds: dict[int, list[str]] = {}
     memory: dict[int, int | None] = {}
     for kind, function in _PROCESS_KINDS.items():
-        for process in library.ask(function, handle) or ():
+        listed = library.ask(f"{function}_v3", handle)
+        if listed is None:  # drivers before 510
+            listed = library.ask(f"{function}_v2", handle)
+        for process in listed or ():
             kinds.setdefault(process.pid, []).append(kind)
             memory[process.pid] = process.usedGpuMemory or memory.get(process.pid)
     for pid in sorted(kinds):

@@ -7,6 +7,7 @@ batching or shared memory.
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -39,6 +40,7 @@ class Source:
     force_max_batch: int = 0  # > 0: max_batch_size of a model that batches, whatever its config says
     spin: bool = False  # engine threads spin while they wait
     strict_provider: bool = False  # refuse a model of which a part would not run on the device that was asked for
+    keeps: bool = True  # engines may keep optimized forms of the model, beside it or in the user's cache
     on_progress: Callable[[str], object] = _say_nothing  # told how far a long load is, every few seconds
 
     def file(self, default_name: str) -> Path:
@@ -63,8 +65,12 @@ class Engine(Protocol):
     config: ModelConfig  # complete
     version: str  # of the library, for people: "onnxruntime 1.20.0"
     warmup_runs: int  # runs of one batch size until its latency is steady; 0: needs no warm-up
-    remarks: Sequence[Remark]  # complete after the warm-up
     device_ns: int  # how long the GPU worked on the last run by its own clock; 0: not known
+
+    @property
+    def remarks(self) -> Sequence[Remark]:
+        """How the model runs; complete after the warm-up."""
+        ...
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Outputs in the order of the config for inputs in the order of the config; may raise anything.
@@ -88,9 +94,23 @@ class _Module(Protocol):
 
 _LIBRARIES = {  # engine -> the library that it needs, and how to get it
     "onnx": ("onnxruntime", "pip install onnxruntime"),
+    "openvino": ("openvino", "pip install 'efserve[openvino]'"),
     "torchscript": ("torch", "pip install 'efserve[torch]'"),
     "python": ("", ""),
 }
+
+
+_GPU_PACKAGES = {"onnx": "onnxruntime-gpu", "torchscript": "torch"}  # engine -> the package that can use GPUs
+
+
+def can_use_gpus(name: str) -> bool:
+    """Whether the engine's library is one for GPUs, as far as its package tells without being loaded."""
+    if name == "tensorrt":
+        return True
+    try:
+        return "+cpu" not in metadata.version(_GPU_PACKAGES[name])
+    except (KeyError, metadata.PackageNotFoundError):
+        return False
 
 
 def load(name: str, source: Source) -> Engine:

@@ -1,7 +1,8 @@
-"""ONNX models on the CPU by onnxruntime.
+"""ONNX models by onnxruntime, on the CPU or a GPU.
 
 Binding the session to shared memory halves the cost of a small batch and of the bytes of a large one (measured against
-`session.run` and a copy), so static tensors are bound; strings and free output shapes take `session.run`.
+`session.run` and a copy), so static tensors are bound; strings and free output shapes take `session.run`. On a GPU the
+same binding has onnxruntime copy between that memory, page-locked, and the device.
 """
 
 import ctypes
@@ -13,12 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from efserve.engines import onnx_providers as providers
 from efserve.engines.base import Remark, Source
+from efserve.engines.cuda_driver import load_driver
+from efserve.engines.cuda_pins import Pins
+from efserve.engines.onnx_kept import disabled_optimizers, kept_session
+from efserve.engines.shape_ranges import shape_ranges
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.model_config import FileSignature, ModelConfig
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec
 
-_PROVIDERS = ["CPUExecutionProvider"]
+_CAN_TELL = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
 _ERRORS_ONLY = 3
 _NOTHING = 4  # what goes wrong in a run is in the exception
 
@@ -45,11 +51,19 @@ class OnnxEngine:
     """One inference session."""
 
     device_ns = 0
-    remarks: Sequence[Remark] = ()
     warmup_runs = 1
 
-    def __init__(self, session: onnxruntime.InferenceSession, config: ModelConfig, signature: FileSignature) -> None:
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        config: ModelConfig,
+        signature: FileSignature,
+        remarks: Sequence[Remark] = (),
+        pins: Pins | None = None,
+    ) -> None:
         self.config = config
+        self._remarks = remarks
+        self._pins = pins
         self.version = f"onnxruntime {onnxruntime.__version__}"
         self._session = session
         self._input_names = [spec.name for spec in config.inputs]
@@ -58,6 +72,13 @@ class OnnxEngine:
         self._can_bind = "BYTES" not in datatypes and _has_static_outputs(config, signature)
         self._string_inputs = [index for index, spec in enumerate(config.inputs) if spec.datatype == "BYTES"]
         self._needs_pointers = "BF16" in datatypes  # numpy has no such dtype
+
+    @property
+    def remarks(self) -> Sequence[Remark]:
+        """Which provider runs the nodes, and whether the GPU copies at its best."""
+        if self._pins is None or not self._pins.problem:
+            return self._remarks
+        return (*self._remarks, Remark(f"copies to the GPU are slower than they could be: {self._pins.problem}", True))
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Run the session; outputs are new arrays."""
@@ -73,6 +94,8 @@ class OnnxEngine:
         """Bind static tensors; the arrays must live as long as the call."""
         if not self._can_bind or any(array.size == 0 for array in (*inputs, *outputs)):
             return None
+        if self._pins is not None:
+            self._pins.ensure((*inputs, *outputs))
         binding = self._bound_inputs(inputs)
         for spec, array in zip(self.config.outputs, outputs, strict=True):
             binding.bind_output(spec.name, "cpu", 0, _ELEMENT_TYPES[spec.datatype], array.shape, array.ctypes.data)
@@ -81,6 +104,8 @@ class OnnxEngine:
     def close(self) -> None:
         """End the session."""
         del self._session
+        if self._pins is not None:
+            self._pins.release()
 
     def _bound_inputs(self, inputs: Sequence[Array]) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
@@ -97,34 +122,56 @@ class OnnxEngine:
 
 
 def load(source: Source) -> OnnxEngine:
-    """A session over `model.onnx` with as many threads as the partition has."""
+    """A session over `model.onnx` on the partition's device, with as many threads as the partition has."""
+    names = providers.wanted(source.partition, source.config.parameters, source.config.name)
+    providers.check_there(names, onnxruntime.get_available_providers(), onnxruntime.__version__)
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
+    session = _open(source, names)
+    providers.check_taken(names, session.get_providers())
+    nodes = providers.assignment(session)
+    if source.strict_provider:
+        providers.refuse_cpu(nodes, names)
+    stated = {spec.name for spec in source.config.outputs}
+    outputs = [node for node in session.get_outputs() if not stated or node.name in stated or node.type in _DATATYPES]
+    signature = FileSignature(_specs(session.get_inputs(), "input"), _specs(outputs, "output"))
+    remarks = (providers.remark(nodes, names, onnxruntime.__version__),)
+    pins = Pins(load_driver()) if source.partition.is_gpu else None
+    return OnnxEngine(session, source.settle(signature), signature, remarks, pins)
+
+
+def _open(source: Source, names: Sequence[str]) -> onnxruntime.InferenceSession:
+    """On the CPU a session over the optimized graph of an earlier load, where there is one or it can be kept."""
+    path = source.file("model.onnx")
+    options = partial(_options, source)
+    if source.keeps and not source.partition.is_gpu and (session := kept_session(path, source, options)):
+        return session
+    return onnxruntime.InferenceSession(
+        str(path),
+        options(),
+        providers=_with_options(names, source),
+        disabled_optimizers=disabled_optimizers(path, source.config),
+    )
+
+
+def _options(source: Source) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = max(1, source.partition.threads)
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _NOTHING
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if source.spin else "0")
-    path = source.file("model.onnx")
-    # This optimizer crashes the process on some half precision models, vision transformers among them.
-    disabled = ["NchwcTransformer"] if _is_half(source, str(path)) else None
-    session = onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS, disabled_optimizers=disabled)
-    stated = {spec.name for spec in source.config.outputs}
-    outputs = [node for node in session.get_outputs() if not stated or node.name in stated or node.type in _DATATYPES]
-    signature = FileSignature(_specs(session.get_inputs(), "input"), _specs(outputs, "output"))
-    return OnnxEngine(session, source.settle(signature), signature)
+    options.add_session_config_entry(providers.RECORD, "1")
+    if source.strict_provider and source.partition.is_gpu:
+        options.add_session_config_entry(providers.NO_CPU, "0" if _CAN_TELL else "1")
+    return options
 
 
-def _is_half(source: Source, path: str) -> bool:
-    """Whether an input is FP16; where the config does not list the inputs, the file is asked, without optimizing it."""
-    if source.config.inputs:
-        return any(spec.datatype == "FP16" for spec in source.config.inputs)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = _NOTHING
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=_PROVIDERS)
-    return any(node.type == "tensor(float16)" for node in session.get_inputs())
+def _with_options(names: Sequence[str], source: Source) -> providers.Providers:
+    config = source.config
+    ranges = shape_ranges(config) if providers.TENSORRT in names and config.inputs else ()
+    return providers.with_options(
+        names, source.partition, ranges, config.parameters.get("precision", ""), source.folder
+    )
 
 
 def _specs(nodes: Sequence[onnxruntime.NodeArg], kind: str) -> tuple[TensorSpec, ...]:

@@ -4,7 +4,7 @@ Names, labels and units are Triton's, so that dashboards made for it work; docs/
 Numbers are written as plain decimals: perf_analyzer reads no exponents.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 
 from prometheus_client import ProcessCollector
@@ -94,16 +94,35 @@ def _add_histogram(family: Metric, labels: Labels, histogram: Histogram, unit: D
     family.add_sample(f"{family.name}_sum", labels, float(histogram.total * unit))
 
 
-def _placements(placements: Iterable[Placement]) -> Iterator[Metric]:
+# name, help, value of a placement
+_PLACEMENT_GAUGES: tuple[tuple[str, str, Callable[[Placement], float]], ...] = (
+    ("efserve_placement_rss_bytes", "Resident memory of an instance's worker process", lambda p: p.rss_bytes),
+    ("efserve_placement_cores", "Cores that an instance is pinned to; 0: not pinned", lambda p: len(p.cores)),
+    ("efserve_placement_threads", "Engine threads of an instance", lambda p: p.threads),
+    ("efserve_placement_share_asked_pct", "Share of its device that was asked for; 0: none", lambda p: p.share_pct),
+    ("efserve_placement_share_obtained_pct", "Share of its device as read back", lambda p: p.obtained_pct),
+    ("efserve_placement_sm_count", "SMs that an instance sees; 0: not on a GPU", lambda p: p.sm_count),
+    (
+        "efserve_placement_memory_limit_bytes",
+        "Memory limit; 0: none",
+        lambda p: p.memory_limit_bytes,
+    ),
+)
+
+
+def _placements(placements: Sequence[Placement]) -> Iterator[Metric]:
+    labels = [
+        {"device": p.device, "instance": str(p.instance), "model": p.model, "version": p.version} for p in placements
+    ]
     state = Metric("efserve_placement_state", "1 for the state that an instance is in", "gauge")
-    memory = Metric("efserve_placement_rss_bytes", "Resident memory of an instance's worker process", "gauge")
-    cores = Metric("efserve_placement_cores", "Cores that an instance is pinned to; 0: not pinned", "gauge")
-    for place in placements:
-        labels = {"instance": str(place.instance), "model": place.model, "version": place.version}
-        state.add_sample(state.name, {**labels, "state": place.state}, 1)
-        memory.add_sample(memory.name, labels, place.rss_bytes)
-        cores.add_sample(cores.name, labels, len(place.cores))
-    yield from (state, memory, cores)
+    for place, names in zip(placements, labels, strict=True):
+        state.add_sample(state.name, {**names, "state": place.state}, 1)
+    yield state
+    for name, text, value in _PLACEMENT_GAUGES:
+        family = Metric(name, text, "gauge")
+        for place, names in zip(placements, labels, strict=True):
+            family.add_sample(name, names, value(place))
+        yield family
 
 
 def gpu_metrics(library: Nvml | None = None) -> Iterator[Metric]:

@@ -60,6 +60,7 @@ class Routes:
             "v2/health/ready": {"GET": self._ready},
             "v2/models/stats": {"GET": self._statistics},
             "v2/repository/index": {"POST": self._index},
+            "v2/efserve/placements": {"GET": self._placements},
         }
         for model in ("v2/models/M", "v2/models/M/versions/V"):
             table[model] = {"GET": self._metadata}
@@ -133,6 +134,10 @@ class Routes:
         request = parse_as(IndexRequest, body, "the repository index request") if len(body) else IndexRequest()
         entries = self._service.index(request.ready)
         return json_response([index_entry(e.name, e.version, e.state, e.reason) for e in entries])
+
+    def _placements(self, names: Names, body: Body) -> Response:
+        """Ours alone: other servers of the protocol do not have it."""
+        return json_response(self._service.placements())
 
     # Models
 

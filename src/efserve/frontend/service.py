@@ -11,6 +11,7 @@ from efserve.codec.regions import ClientMemory
 from efserve.counters import ModelCounters
 from efserve.inference import InferRequest
 from efserve.model_config import ModelConfig
+from efserve.partition import CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class IndexEntry:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One loaded instance in its worker process, as the metrics page shows it."""
+    """One loaded instance in its worker process: what it was to get of its device, and what it has got."""
 
     model: str
     version: str
@@ -33,7 +34,19 @@ class Placement:
     pid: int
     state: str
     rss_bytes: int
-    cores: tuple[int, ...]
+    cores: tuple[int, ...]  # that it is pinned to, as read back; empty: it is not pinned
+    device: str = "cpu"  # or the uuid of a GPU
+    threads: int = 1  # of its engine
+    share_pct: float = 0.0  # that was asked for; 0: none
+    obtained_pct: float = 0.0  # of the device, as read back; 0: not known
+    sm_count: int = 0  # SMs that it sees; 0: not on a GPU
+    means: str = ""  # of a share of a GPU: "mps" or "green"
+    memory_limit_bytes: int = 0  # 0: none
+
+    @property
+    def is_beyond_memory(self) -> bool:
+        """Whether it uses more of the host's memory than it was to; on a GPU, MPS sees to the limit."""
+        return self.device == CPU and 0 < self.memory_limit_bytes < self.rss_bytes
 
 
 class Model(Protocol):

@@ -5,12 +5,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from efserve.devices.cpu import available_cores
+from efserve.asks import Wishes, asks_of
+from efserve.engines.base import can_use_gpus
 from efserve.errors import EfserveError, LoadFailed
 from efserve.inspection.explain import Field, Place, fields, surprises
 from efserve.model_config import DEFAULT_MAX_BATCH
-from efserve.partition import Partition
+from efserve.placing import place
 from efserve.repository import ModelFolder, read_labels, scan
+from efserve.room import Room, room_here
 from efserve.worker.handle import Worker
 from efserve.worker.spec import WorkerSpec
 
@@ -26,6 +28,7 @@ class CheckJob:
     engine: str = ""
     instances: int | None = None
     threads: int | None = None
+    strict_provider: bool = False
     load_timeout_s: float = 300.0
 
 
@@ -48,8 +51,9 @@ async def check(job: CheckJob) -> list[Checked]:
     """Every version that would be served, one after the other; errors as `scan` raises them."""
     found = scan(job.model_repository, job.model)
     results = [Checked(name, error=str(error)) for name, error in found.errors.items()]
+    room = room_here()
     for folder in found.models:
-        results.extend([await _check_version(job, folder, number) for number in _versions(folder)])
+        results.extend([await _check_version(job, folder, number, room) for number in _versions(folder)])
         if not folder.served_versions():
             selected = f"version_policy selects none of the versions {list(folder.versions)}"
             results.append(Checked(folder.name, error=selected))
@@ -60,22 +64,25 @@ def _versions(folder: ModelFolder) -> Iterable[int]:
     return reversed(folder.served_versions())
 
 
-async def _check_version(job: CheckJob, folder: ModelFolder, number: int) -> Checked:
-    cores = len(available_cores())
-    instances = job.instances or folder.config.instance_count or 1
-    place = Place(instances, job.threads or max(1, cores // instances), cores)
+async def _check_version(job: CheckJob, folder: ModelFolder, number: int, room: Room) -> Checked:
     try:
         read_labels(folder.path, folder.config)
         version = folder.resolve(number, job.engine)
+        wishes = Wishes((), 0, job.instances or 0, job.threads or 0, can_use_gpus(version.engine))
+        asks = asks_of(folder.config, wishes, room)
+        placed = place(asks, room)
+        partitions = placed.partitions[folder.name]
         spec = WorkerSpec(
             config=version.config,
             version=version.version,
             folder=version.folder,
             engine=version.engine,
-            partition=Partition(threads=place.threads),
+            partition=partitions[0],
             max_batch=DEFAULT_MAX_BATCH,
+            strict_provider=job.strict_provider,
         )
-        return await _load(spec, folder, place, job.load_timeout_s)
+        served_on = Place(partitions, sum(map(len, room.usable)), placed.notes, job.instances is not None)
+        return await _load(spec, folder, served_on, job.load_timeout_s)
     except EfserveError as exc:
         return Checked(folder.name, str(number), error=str(exc))
 

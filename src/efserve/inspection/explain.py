@@ -1,9 +1,11 @@
 """What each field of a model's config means for it, where it came from, and what will surprise. Pure."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy
+from efserve.partition import Partition
 from efserve.tensors import TensorSpec
 
 WRITTEN, COMPLETED, DEFAULT, OPTION = "config.pbtxt", "model file", "default", "option"
@@ -21,11 +23,17 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the model would run: workers, engine threads in each, and the cores for all of them."""
+    """Where the model would run, alone on this machine: a partition per worker, and the cores for all of them."""
 
-    instances: int
-    threads: int
+    partitions: tuple[Partition, ...]
     cores: int
+    notes: tuple[str, ...] = ()  # on what its config asks for and cannot quite get
+    is_by_option: bool = False  # the number of workers
+
+    @property
+    def threads(self) -> int:
+        """Engine threads of all workers."""
+        return sum(partition.threads for partition in self.partitions)
 
 
 def fields(written: ModelConfig, served: ModelConfig, place: Place, *, has_file: bool) -> list[Field]:
@@ -48,9 +56,7 @@ def fields(written: ModelConfig, served: ModelConfig, place: Place, *, has_file:
             Field(kind, f"{s.name} {s.datatype} {list(s.dims)}", source, _tensor(served, s, kind)) for s in specs
         )
     found.extend(_batching(written, served, said))
-    counted = said if written.instance_count == place.instances else OPTION if written.instance_count else DEFAULT
-    found.append(Field("instance_group", str(place.instances), counted, "worker processes, each with its own copy"))
-    found.append(Field("threads", str(place.threads), DEFAULT, f"engine threads in each; {place.cores} cores in all"))
+    found.extend(_instances(written, place, said))
     policy = served.version_policy
     value = f"specific {list(policy.specific)}" if policy.specific else f"latest {policy.latest}"
     if not (policy.specific or policy.latest):
@@ -79,11 +85,12 @@ def surprises(served: ModelConfig, place: Place) -> list[str]:
             f"no dynamic_batching: a run takes up to {served.max_batch_size} rows, but only of one request; add "
             "'dynamic_batching { }' to gather requests"
         )
-    if place.instances * place.threads > place.cores:
+    if place.threads > place.cores:
         found.append(
-            f"{place.instances} instances x {place.threads} threads are more than {place.cores} cores: they slow one "
-            "another down; lower --instances or --threads"
+            f"{len(place.partitions)} instances with {place.threads} threads in all are more than {place.cores} cores: "
+            "they slow one another down; lower --instances or --threads"
         )
+    found.extend(place.notes)
     if batching is not None:
         found.extend(_batching_surprises(served, batching))
     return found
@@ -107,6 +114,22 @@ def _batching_surprises(served: ModelConfig, batching: DynamicBatching) -> Itera
             f"requests time out after {policy.default_timeout_us} us, which is no longer than the queue delay of "
             f"{delay_us} us: a lone request is always late"
         )
+
+
+def _instances(written: ModelConfig, place: Place, said: str) -> Iterator[Field]:
+    counted = OPTION if place.is_by_option else said if written.instance_groups else DEFAULT
+    for partition, count in Counter(place.partitions).items():
+        where = partition.device if partition.is_gpu else "the CPU"
+        meaning = f"worker processes on {where}, each with its own copy"
+        yield Field("instance_group", str(count), counted, meaning)
+        if partition.share_pct:
+            kept = f"its own {len(partition.cores)} of {place.cores} cores" if not partition.is_gpu else "no more SMs"
+            yield Field("share_pct", f"{partition.share_pct:g}", said, f"of {where} for each of them: {kept}")
+        if partition.memory_limit_bytes:
+            mib = f"{partition.memory_limit_bytes / 2**20:g}"
+            does = "no more can be allocated" if partition.is_gpu else "a worker that uses more is told in the log"
+            yield Field("memory_limit_mb", mib, said, f"for each of them: {does}")
+        yield Field("threads", str(partition.threads), DEFAULT, f"engine threads in each; {place.cores} cores in all")
 
 
 def _batching(written: ModelConfig, served: ModelConfig, said: str) -> Iterator[Field]:

@@ -12,6 +12,7 @@ from efserve.client.control import HttpAnswer, HttpClient
 from efserve.client.endpoint import Trust
 from efserve.client.v2 import model_path
 from efserve.errors import RemoteError, UsageError
+from efserve.frontend.service import Placement
 
 Value = TypeVar("Value")
 
@@ -34,6 +35,7 @@ class IndexLine(msgspec.Struct):
     version: str = ""
     state: str = ""
     reason: str = ""
+    placements: list[Placement] = []  # of its instances; none where the server does not tell them
 
 
 class ServerModels:
@@ -52,7 +54,16 @@ class ServerModels:
 
     async def index(self) -> list[IndexLine]:
         """Every model and version that the server knows of."""
-        return self._decode(await self._post("/v2/repository/index", {}), list[IndexLine])
+        lines = self._decode(await self._post("/v2/repository/index", {}), list[IndexLine])
+        placements = await self._placements()
+        for line in lines:
+            line.placements = [p for p in placements if (p.model, p.version) == (line.name, line.version)]
+        return lines
+
+    async def _placements(self) -> list[Placement]:
+        """Where instances run, which only efserve tells."""
+        answer = await self._http.call("GET", "/v2/efserve/placements", headers=self._headers)
+        return self._decode(answer, list[Placement]) if answer.status == 200 else []
 
     async def load(self, name: str, config: Path | None = None, files: Mapping[str, Path] | None = None) -> None:
         """Load or reload a model, with this config (JSON) and these files in place of the repository's, if given."""

@@ -4,6 +4,7 @@ Owns nothing that outlives the process that it is applied to.
 """
 
 import os
+from pathlib import Path
 
 from efserve.errors import LoadFailed
 from efserve.partition import Obtained, Partition
@@ -43,8 +44,16 @@ def enter(partition: Partition) -> None:
 
 
 def obtained() -> Obtained:
-    """What this process has got."""
-    return Obtained(cores=tuple(sorted(os.sched_getaffinity(0))))
+    """What this process has got, read back from the kernel for all its threads."""
+    cores: set[int] = set()
+    threads = 0
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            cores |= os.sched_getaffinity(int(task.name))
+        except ProcessLookupError:  # a thread that has just ended
+            continue
+        threads += 1
+    return Obtained(cores=tuple(sorted(cores)), threads=threads)
 
 
 def _listed(cores: set[int]) -> str:

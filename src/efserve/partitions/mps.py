@@ -10,7 +10,7 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -217,17 +217,19 @@ class MpsDaemons:
         async with self._locked():
             return not lease.give_back() or await self._undo(unit)
 
-    async def stop(self) -> tuple[tuple[str, ...], bool]:
+    async def stop(self, only: Collection[str] | None = None) -> tuple[tuple[str, ...], bool]:
         """Ends every daemon here, restores every compute mode; answers the units that ended, and whether all is done.
 
+        `only`: those of these GPUs.
         What a killed process has left of either is undone as well.
         """
         if not await asyncio.to_thread(self.directory.path.is_dir):
             return (), True
         async with self._locked():
-            units = self.directory.units()
+            units = [unit for unit in self.directory.units() if only is None or unit in only]
             ended = [unit for unit in units if await self._stop_unit(unit)]
-            restored = [await self._modes.restore(uuid) for uuid in self.directory.kept_modes()]
+            kept = [uuid for uuid in self.directory.kept_modes() if only is None or uuid in only]
+            restored = [await self._modes.restore(uuid) for uuid in kept]
         return tuple(ended), len(ended) == len(units) and all(restored)
 
     async def _undo(self, unit: str) -> bool:

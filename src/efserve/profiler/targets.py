@@ -61,13 +61,14 @@ def _targets_of(model: ModelFolder, config: ProfileConfig, device: str) -> list[
         raise UsageError("its version_policy selects none of its versions")
     available = model.engines(versions[-1])
     # An engine asked for is an error of a model that was named, and no reason to speak of one that was not.
-    wanted = config.engine if config.engine and config.model else available
+    if config.engine:
+        wanted = config.engine if config.model else [engine for engine in config.engine if engine in available]
+    else:
+        wanted = model.usual_engines(versions[-1])
     if not available:
         model.resolve(versions[-1])  # raises, naming the files that were expected
     targets = []
     for engine in wanted:
-        if config.engine and engine not in config.engine:
-            continue
         version = model.resolve(versions[-1], engine)
         csv_path = profile_path(config.output, device, model.name, engine)
         targets.append(Target(version, version.folder / model.filename(engine), csv_path))

@@ -1,9 +1,12 @@
 """Answers to requests that have been asked before: one store for all models that want it, limited in bytes."""
 
+import time
 from collections import OrderedDict
 from hashlib import blake2b
+from uuid import uuid4
 
-from efserve.inference import InferRequest, Outputs
+from efserve.counters import ModelCounters
+from efserve.inference import InferRequest, Outcome, Outputs
 
 _ENTRY_BYTES = 256  # about what an entry costs beside its tensors
 
@@ -39,6 +42,35 @@ class ResponseCache:
         while self._used_bytes > self._limit_bytes:
             _, oldest = self._entries.popitem(last=False)
             self._used_bytes -= _size_bytes(oldest)
+
+
+class VersionCache:
+    """The part of a cache that is of one loaded model version: what another load answered is not this one's answer."""
+
+    def __init__(self, cache: ResponseCache, counters: ModelCounters) -> None:
+        self._cache = cache
+        self._counters = counters
+        self._owner = uuid4().bytes
+
+    def answers(self, request: InferRequest) -> bool:
+        """Answers the request if it has been answered before; else has its answer kept."""
+        key = request_key(self._owner, request)
+        outputs = self._cache.get(key)
+        spent_ns = time.monotonic_ns() - request.arrival_ns
+        if outputs is not None:
+            self._counters.cache_hit(spent_ns)
+            request.done(outputs)
+            return True
+        self._counters.cache_miss(spent_ns)
+        answer = request.done
+
+        def keep(outcome: Outcome) -> None:
+            answer(outcome)
+            if isinstance(outcome, tuple):
+                self._cache.put(key, outcome)
+
+        request.done = keep
+        return False
 
 
 def request_key(owner: bytes, request: InferRequest) -> bytes:

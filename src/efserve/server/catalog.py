@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from efserve.errors import NotFound, Unavailable
 from efserve.frontend.service import IndexEntry, Placement
 from efserve.server.version import ServedVersion, VersionState
-from efserve.worker.handle import WorkerState
 
 
 class Catalog:
@@ -113,16 +112,9 @@ class Catalog:
 
     def placements(self) -> list[Placement]:
         """One entry per worker process."""
-        return [
-            Placement(
-                model=version.name,
-                version=version.version,
-                instance=number,
-                pid=worker.pid or 0,
-                state=worker.state.name,
-                rss_bytes=worker.rss_bytes() if worker.state is WorkerState.READY else 0,
-                cores=(),
-            )
-            for version in self
-            for number, worker in version.workers.items()
-        ]
+        return [placement for version in self for placement in version.placements()]
+
+    def limited_placements(self) -> list[Placement]:
+        """Those of versions of which an instance has a memory limit."""
+        limited = (version for version in self if any(part.memory_limit_bytes for part in version.partitions))
+        return [placement for version in limited for placement in version.placements()]

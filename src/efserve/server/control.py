@@ -15,7 +15,10 @@ from efserve.devices.cpu import available_cores
 from efserve.errors import EfserveError, InvalidRequest, LoadFailed, Unavailable, UsageError
 from efserve.frontend.service import LoadOverrides
 from efserve.repository import ModelFolder, fingerprint, model_folders, read_labels, scan
+from efserve.room import room_here
+from efserve.server.allotment import Allotment, Allotted, check_names
 from efserve.server.catalog import Catalog
+from efserve.server.memory_watch import MemoryWatch
 from efserve.server.options import ServeConfig
 from efserve.server.overrides import check_files, read_overridden, write_files
 from efserve.server.shared import Shared
@@ -31,7 +34,6 @@ class _Candidate:
     """A model that is ready to be started."""
 
     folder: ModelFolder
-    versions: tuple[ServedVersion, ...]
     place: "TemporaryDirectory[str] | None" = None  # its files, where they came with the request
 
 
@@ -51,6 +53,7 @@ class RepositoryControl:
         self._catalog = catalog
         self._shared = shared
         self._options = options
+        self.allotment = Allotment(options, room_here)
         self._locks: dict[str, asyncio.Lock] = {}
         self._places: dict[str, TemporaryDirectory[str]] = {}  # of models whose files came with a request
         self._seen: dict[str, object] = {}  # fingerprints of what was last loaded or tried, in mode poll
@@ -66,6 +69,7 @@ class RepositoryControl:
         """
         options = self._options
         explicit = options.model_control_mode == "explicit"
+        check_names(options, [name for name in model_folders(options.model_repository) if self._may_serve(name)])
         if options.load_model and not explicit:
             raise UsageError("--load-model needs --model-control-mode explicit")
         if "*" in options.load_model and len(options.load_model) > 1:
@@ -74,14 +78,19 @@ class RepositoryControl:
         if explicit and "*" not in options.load_model:
             if not options.load_model:
                 model_folders(options.model_repository)  # raises for folders that are none
+                self.allotment.arrange(())
                 return
             wanted = options.load_model
         found = scan(options.model_repository, wanted)
-        for name, error in found.errors.items():
+        errors = found.errors | self.allotment.arrange(found.models)
+        for name, error in errors.items():
             self._catalog.add_broken(name, str(error))
         for folder in found.models:
+            allotted = self.allotment.held(folder.name)
+            if folder.name in errors or allotted is None:
+                continue
             try:
-                self._catalog.replace(folder.name, self._versions(folder))
+                self._catalog.replace(folder.name, self._versions(folder, allotted))
             except EfserveError as exc:
                 self._catalog.add_broken(folder.name, str(exc))
 
@@ -89,6 +98,7 @@ class RepositoryControl:
         """Starts every version in the catalog, as many at a time as there are cores to load on."""
         await self._start(list(self._catalog))
         self._catalog.set_started()
+        self._keep(MemoryWatch(self._catalog.limited_placements).run())
         if self._options.model_control_mode == "poll":
             self._seen = await asyncio.to_thread(self._look)
             self._keep(self._poll_for_ever())
@@ -134,17 +144,20 @@ class RepositoryControl:
                 raise
             except EfserveError as exc:
                 raise LoadFailed(f"failed to load '{name}', failed to poll from model repository: {exc}") from exc
-            versions = candidate.versions
+            held = self.allotment.held(name)
+            versions = self._take(candidate)
             fresh = not any(version.state is VersionState.READY for version in self._catalog.versions(name))
             before = self._catalog.replace(name, versions) if fresh else []
             try:
                 await self._start(versions)
             except BaseException:
+                self.allotment.restore(name, held)
                 await self._end(versions, candidate.place)
                 raise
             failed = [version for version in versions if version.state is not VersionState.READY]
             if failed:
-                self._give_up(name, candidate, [*failed] if fresh else [])
+                self.allotment.restore(name, held)
+                self._give_up(candidate, versions, [*failed] if fresh else [])
                 raise InvalidRequest(_why_not(name, failed))
             if not fresh:
                 before = self._catalog.replace(name, versions)
@@ -156,8 +169,10 @@ class RepositoryControl:
     async def _unload(self, name: str) -> None:
         async with self._lock(name):
             before = self._catalog.replace(name, ())
+            held = self.allotment.held(name)
             busy = any(not version.is_idle for version in before)
             task = self._retire(before, self._places.pop(name, None))
+            task.add_done_callback(lambda _: self.allotment.release(name, held))
         if not busy:
             await task
         log.info("model=%s unloaded", name)
@@ -170,27 +185,39 @@ class RepositoryControl:
                 folder = read_overridden(Path(place.name, name), overrides)
             else:
                 path = model_folders(self._options.model_repository).get(name)
-                if path is None or (self._options.model and name not in self._options.model):
+                if path is None or not self._may_serve(name):
                     raise LoadFailed(f"model '{name}' is in no model repository")
                 folder = read_overridden(path, overrides)
-            return _Candidate(folder, tuple(self._versions(folder)), place)
+            _check_versions(folder)
+            return _Candidate(folder, place)
         except EfserveError:
             if place is not None:
                 place.cleanup()
             raise
 
-    def _give_up(self, name: str, candidate: _Candidate, shown: list[ServedVersion]) -> None:
+    def _take(self, candidate: _Candidate) -> list[ServedVersion]:
+        """The versions of a model on the partitions that it gets; LoadFailed where it can have none."""
+        folder = candidate.folder
+        held = self.allotment.held(folder.name)
+        try:
+            return self._versions(folder, self.allotment.allot(folder))
+        except EfserveError as exc:
+            self.allotment.restore(folder.name, held)
+            if candidate.place is not None:
+                candidate.place.cleanup()
+            raise LoadFailed(f"failed to load '{folder.name}', failed to poll from model repository: {exc}") from exc
+
+    def _give_up(self, candidate: _Candidate, versions: Iterable[ServedVersion], shown: list[ServedVersion]) -> None:
         """A load has failed: what started of it ends; `shown` are the versions whose reasons the index tells."""
         if shown:
-            self._catalog.replace(name, shown)
-        self._keep(self._end(candidate.versions, candidate.place))
+            self._catalog.replace(candidate.folder.name, shown)
+        self._keep(self._end(versions, candidate.place))
 
     # Polling
 
     def _look(self) -> dict[str, object]:
         found = model_folders(self._options.model_repository)
-        wanted = self._options.model
-        return {name: fingerprint(path) for name, path in found.items() if not wanted or name in wanted}
+        return {name: fingerprint(path) for name, path in found.items() if self._may_serve(name)}
 
     async def _poll_for_ever(self) -> None:
         while True:
@@ -217,14 +244,14 @@ class RepositoryControl:
 
     # Lives
 
-    def _versions(self, folder: ModelFolder) -> list[ServedVersion]:
-        numbers = folder.served_versions()
-        if not numbers:
-            raise LoadFailed(f"version_policy of '{folder.name}' selects none of its versions {list(folder.versions)}")
+    def _may_serve(self, name: str) -> bool:
+        return not self._options.model or name in self._options.model
+
+    def _versions(self, folder: ModelFolder, allotted: Allotted) -> list[ServedVersion]:
+        numbers = _check_versions(folder)
         labels = read_labels(folder.path, folder.config)
-        cores = len(available_cores())
-        found = [folder.resolve(number, self._options.engine) for number in numbers]
-        return [ServedVersion(version, labels, self._options, cores, self._shared) for version in found]
+        found = [allotted.of(folder.resolve(number, self._options.engine)) for number in numbers]
+        return [ServedVersion(version, labels, self._options, allotted.partitions, self._shared) for version in found]
 
     async def _start(self, versions: Collection[ServedVersion]) -> None:
         # First, for a worker that misses its daemon runs without it and says nothing.
@@ -272,6 +299,14 @@ class RepositoryControl:
         if task.cancelled():
             raise Unavailable("the server is stopping")
         task.result()
+
+
+def _check_versions(folder: ModelFolder) -> tuple[int, ...]:
+    """The versions to serve; LoadFailed where there is none."""
+    numbers = folder.served_versions()
+    if not numbers:
+        raise LoadFailed(f"version_policy of '{folder.name}' selects none of its versions {list(folder.versions)}")
+    return numbers
 
 
 def _why_not(name: str, failed: list[ServedVersion]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Protocol
 
-from efserve.errors import MpsFailed, MpsHangs
+from efserve.errors import LoadFailed, MpsFailed, MpsHangs
 from efserve.partition import Partition
 from efserve.partitions.compute_mode import ListedGpu, list_gpus
 from efserve.partitions.mps import DaemonState, MpsDaemons
@@ -19,6 +19,7 @@ from efserve.partitions.mps_control import ServerStatus
 from efserve.partitions.mps_directory import ALL
 from efserve.partitions.mps_lease import Lease
 from efserve.partitions.mps_log import FaultLog
+from efserve.worker.spec import WorkerFacts
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class MpsService:
         return f"<MpsService {self._mode} {self._unit_of}>"
 
     async def start(self, partitions: Iterable[Partition] = ()) -> None:
-        """Has daemons run for the GPUs of these partitions: with `on` of all, with `auto` of those that have a share.
+        """Has daemons run for the GPUs of these partitions: with `on` of all, with `auto` of those that are a part.
 
         To be called at the start, and again before workers of models that come later. With `on`, raises MpsFailed where
         MPS cannot be had, even if no partition is on a GPU; with `auto` the reason is logged, and `why_not` tells it.
@@ -83,7 +84,7 @@ class MpsService:
         if self._mode == "off":
             return
         async with self._changing:
-            wanted = {one.device for one in partitions if one.is_gpu and (one.share_pct or self._mode == "on")}
+            wanted = {one.device for one in partitions if one.is_gpu and (_is_limited(one) or self._mode == "on")}
             missing = sorted(wanted - self._unit_of.keys())
             if missing or (self._mode == "on" and not self._gpus):
                 await self._use(missing)
@@ -129,6 +130,26 @@ class MpsService:
             raise MpsFailed(f"no MPS daemon serves {uuid}: {self.why_not(uuid)}")
         by_server = await self._daemons.control(name).all_clients()
         return tuple(pid for pids in by_server.values() for pid in pids)
+
+    async def confirm(self, partition: Partition, facts: WorkerFacts) -> None:
+        """Raise LoadFailed where a worker that was to be a client of a daemon is none: it runs without its share.
+
+        Fewer SMs than the device has, which the worker has compared with its share, prove it as well; a daemon in
+        another container knows the worker by another process id.
+        """
+        if partition.means != "mps":
+            return
+        try:
+            missing = facts.pid not in await self.clients(partition.device)
+            why = f"the MPS daemon of {partition.device} does not list it (process {facts.pid}) among its clients"
+        except MpsFailed as exc:
+            missing, why = True, str(exc)
+        if not missing:
+            return
+        if 0 < facts.obtained.sm_count < partition.units:
+            log.warning("%s, but it sees %d of %d SMs", why, facts.obtained.sm_count, partition.units)
+            return
+        raise LoadFailed(f"its share was not applied: {why}; see `efserve doctor`")
 
     # Workers
 
@@ -204,6 +225,7 @@ class MpsService:
                 lease.give_back()
             return
         unit = _Unit(lease, FaultLog(self._daemons.directory.logs(name)))
+        unit.faults.new_fault()  # what is in the log already has been before
         self._units[name] = unit
         unit.watch = asyncio.create_task(self._look_for_ever(name, unit))
 
@@ -273,3 +295,8 @@ class MpsService:
         except (TimeoutError, MpsFailed):
             return False
         return True
+
+
+def _is_limited(partition: Partition) -> bool:
+    """Whether only a part of the GPU is wanted, of its SMs or of its memory."""
+    return bool(partition.share_pct or partition.memory_limit_bytes)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from efserve.shares import MemoryLimit, Share
+
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
@@ -13,9 +15,12 @@ class ServeConfig:
     engine: str = ""
     instances: int | None = None
     threads: int | None = None
+    share: tuple[Share, ...] = ()  # of devices, for single instances
+    memory_limit: tuple[MemoryLimit, ...] = ()
     max_batch: int | None = None
     queue_delay_us: int | None = None
     spin: bool = False
+    strict_provider: bool = False
     host: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001

@@ -19,6 +19,7 @@ from efserve.errors import LoadFailed, UsageError
 from efserve.frontend.admin import Admin, read_token
 from efserve.frontend.http1 import open_http
 from efserve.frontend.port import Port
+from efserve.frontend.service import Placement
 from efserve.server.cache import ResponseCache
 from efserve.server.catalog import Catalog
 from efserve.server.control import RepositoryControl, repository_names
@@ -48,6 +49,7 @@ class ModelStatus:
     max_batch_size: int
     state: str
     reason: str
+    placements: tuple[Placement, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class ServerStatus:
     grpc: str  # empty: not offered
     metrics: str
     models: tuple[ModelStatus, ...]
+    notes: tuple[str, ...] = ()  # on what was asked for and is not quite what there is
 
 
 def run(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
@@ -111,7 +114,7 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
                 f"{host}:{grpc_port}" if grpc else "",
                 f"http://{host}:{metrics_port}",
             )
-            status = _status(catalog, *urls)
+            status = _status(catalog, control.allotment.notes, *urls)
             _report(status, config, on_ready)
             gc.freeze()  # what has been loaded stays: no collection needs to look at it again
             await stop.wait()
@@ -153,17 +156,18 @@ async def _listen(start: Callable[[str, int], Awaitable[int]], host: str, port: 
         ) from exc
 
 
-def _status(catalog: Catalog, http: str, grpc: str, metrics: str) -> ServerStatus:
+def _status(catalog: Catalog, notes: tuple[str, ...], http: str, grpc: str, metrics: str) -> ServerStatus:
     served = [
         ModelStatus(
             name=version.name,
             version=version.version,
             engine=version.engine,
-            instances=version.instances,
-            threads=version.threads,
+            instances=len(version.partitions),
+            threads=version.partitions[0].threads,
             max_batch_size=version.config.max_batch_size,
             state=version.state.value,
             reason=version.reason,
+            placements=tuple(version.placements()),
         )
         for version in catalog
     ]
@@ -172,7 +176,13 @@ def _status(catalog: Catalog, http: str, grpc: str, metrics: str) -> ServerStatu
         for entry in catalog.index(only_ready=False)
         if not entry.version
     ]
-    return ServerStatus(os.getpid(), http, grpc, metrics, (*served, *broken))
+    green = list(dict.fromkeys(p.model for model in served for p in model.placements if p.means == "green"))
+    if green:
+        notes += (
+            f"no MPS daemon serves the GPU of {', '.join(green)}: each holds its share by a green context, but "
+            "processes on one GPU then run in turns, not side by side; `efserve mps start` changes that",
+        )
+    return ServerStatus(os.getpid(), http, grpc, metrics, (*served, *broken), notes)
 
 
 def _report(status: ServerStatus, config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:

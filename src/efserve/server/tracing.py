@@ -1,21 +1,26 @@
 """Traces of single requests: the settings of the server and of each model, and the lines that they produce.
 
-A line of JSON per traced request, with Triton's names for its timestamps (nanoseconds of the monotonic clock).
+A line of JSON per traced request, with Triton's names for its timestamps (nanoseconds of the monotonic clock) and for
+its tensors, whose values, shapes and datatypes are strings as Triton writes them.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from efserve.errors import InvalidRequest, Unsupported
-from efserve.inference import BatchTiming, InferRequest
+from efserve.inference import BatchTiming, Buffer, InferRequest, Outcome
+from efserve.model_config import ModelConfig
+from efserve.tensors import ABSENT_DIM, Shape, TensorSpec, to_array
 
 log = logging.getLogger(__name__)
 
+Answered = tuple[InferRequest, Outcome]
 _LIMITS = {"trace_rate": (0, 2**32 - 1), "trace_count": (-1, 2**31 - 1), "log_frequency": (0, 2**32 - 1)}
 
 
@@ -78,38 +83,30 @@ class Tracer:
         self.is_on = any(self._setting(name).is_on for name in ("", *self._models))
 
     def batch_done(
-        self, model: str, version: str, requests: Sequence[InferRequest], timing: BatchTiming, end_ns: int
+        self, config: ModelConfig, version: str, batch: Iterable[Answered], timing: BatchTiming, end_ns: int
     ) -> None:
-        """Traces those of the requests whose turn it is."""
+        """Traces those of the requests, each with its outcome, whose turn it is."""
+        model = config.name
         setting = self._setting(model)
         if not setting.is_on:
             return
         owner = model if "trace_count" in self._models.get(model, {}) else ""
-        for request in requests:
+        for request, outcome in batch:
             seen = self._seen[model] = self._seen.get(model, 0) + 1
             left = self._left.setdefault(owner, setting.trace_count)
             if left == 0 or seen % setting.trace_rate:
                 continue
             self._left[owner] = left - 1 if left > 0 else left
-            self._write(setting, self._line(model, version, request, timing, end_ns))
+            self._last_id += 1
+            line: dict[str, object] = {"id": self._last_id, "model_name": model, "model_version": version}
+            if "TIMESTAMPS" in setting.trace_level:
+                line["timestamps"] = _timestamps(request, timing, end_ns)
+            if "TENSORS" in setting.trace_level:
+                line["tensors"] = _tensors(config, request, outcome)
+            self._write(setting, msgspec.json.encode(line))
 
     def _setting(self, model: str) -> TraceSetting:
         return replace(self._server, **self._models.get(model, {}))
-
-    def _line(self, model: str, version: str, request: InferRequest, timing: BatchTiming, end_ns: int) -> bytes:
-        self._last_id += 1
-        stamps = {
-            "REQUEST_START": request.arrival_ns,
-            "QUEUE_START": request.arrival_ns,
-            "COMPUTE_START": timing.start_ns,
-            "COMPUTE_INPUT_END": timing.input_ns,
-            "COMPUTE_OUTPUT_START": timing.infer_ns,
-            "COMPUTE_END": timing.output_ns,
-            "REQUEST_END": end_ns,
-        }
-        timestamps = [{"name": name, "ns": ns} for name, ns in stamps.items()]
-        head = {"id": self._last_id, "model_name": model, "model_version": version}
-        return msgspec.json.encode({**head, "timestamps": timestamps})
 
     def _write(self, setting: TraceSetting, line: bytes) -> None:
         if self._path is None:
@@ -124,6 +121,43 @@ class Tracer:
                 file.write(line + b"\n")
         except OSError as exc:
             log.error("a trace cannot be written to %s: %s", path, exc.strerror)
+
+
+def _timestamps(request: InferRequest, timing: BatchTiming, end_ns: int) -> list[dict[str, object]]:
+    stamps = {
+        "REQUEST_START": request.arrival_ns,
+        "QUEUE_START": request.arrival_ns,
+        "COMPUTE_START": timing.start_ns,
+        "COMPUTE_INPUT_END": timing.input_ns,
+        "COMPUTE_OUTPUT_START": timing.infer_ns,
+        "COMPUTE_END": timing.output_ns,
+        "REQUEST_END": end_ns,
+    }
+    return [{"name": name, "ns": ns} for name, ns in stamps.items()]
+
+
+def _tensors(config: ModelConfig, request: InferRequest, outcome: Outcome) -> list[dict[str, str]]:
+    """The inputs, and the outputs of a request that has some."""
+    inputs = zip(config.inputs, request.shapes, request.tensors, strict=True)
+    told = [_tensor("TENSOR_QUEUE_INPUT", *one) for one in inputs if one[1][-1:] != (ABSENT_DIM,)]
+    if isinstance(outcome, tuple):
+        outputs = zip(config.outputs, outcome, strict=True)
+        told += [_tensor("TENSOR_BACKEND_OUTPUT", spec, output.shape, output.data) for spec, output in outputs]
+    return told
+
+
+def _tensor(activity: str, spec: TensorSpec, shape: Shape, data: Buffer) -> dict[str, str]:
+    array = to_array(memoryview(data), spec.datatype, shape)
+    if spec.datatype == "BF16":
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in array.ravel()]
+    return {
+        "activity": activity,
+        "name": spec.name,
+        "data": ",".join(texts),
+        "shape": ",".join(map(str, shape)),
+        "dtype": spec.datatype,
+    }
 
 
 def _parse(name: str, value: object) -> object:
@@ -149,6 +183,6 @@ def _levels(value: object) -> tuple[str, ...]:
         return ("OFF",)
     if "OFF" in levels:
         raise InvalidRequest("Expect only one trace level 'OFF' is specified")
-    if levels != ("TIMESTAMPS",):
-        raise InvalidRequest(f"trace_level is {list(levels)}, expected OFF or TIMESTAMPS")
-    return ("TIMESTAMPS",)
+    if not levels or not set(levels) <= {"TIMESTAMPS", "TENSORS"}:
+        raise InvalidRequest(f"trace_level is {list(levels)}, expected OFF, TIMESTAMPS or TENSORS")
+    return tuple(dict.fromkeys(map(str, levels)))

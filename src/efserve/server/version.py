@@ -11,18 +11,20 @@ from dataclasses import replace
 from enum import Enum
 from functools import partial
 from itertools import count
-from uuid import uuid4
 
 from efserve.config import delay_scheduler
 from efserve.counters import BACKEND, CANCELED, REJECTED, ModelCounters
 from efserve.errors import Cancelled, LoadFailed, Unavailable, WorkerDied
+from efserve.frontend.service import Placement
 from efserve.inference import BatchTiming, InferRequest, Outcome
 from efserve.model_config import DEFAULT_MAX_BATCH, ModelConfig
 from efserve.partition import Partition
+from efserve.placing import equip
 from efserve.repository import ModelVersion
 from efserve.routing import Action, AnswerOrder, Fail, RestartPolicy, Router, Send
-from efserve.server.cache import ResponseCache, request_key
+from efserve.server.cache import VersionCache
 from efserve.server.options import ServeConfig
+from efserve.server.placements import placement_of
 from efserve.server.shared import Shared
 from efserve.worker.handle import Worker, WorkerState
 from efserve.worker.spec import WorkerFacts, WorkerSpec
@@ -57,17 +59,17 @@ class ServedVersion:
         found: ModelVersion,
         labels: dict[str, tuple[str, ...]],
         options: ServeConfig,
-        cores: int,
+        partitions: Sequence[Partition] = (Partition(),),
         shared: Shared | None = None,
     ) -> None:
+        """`partitions`: one for each instance, which keeps it over restarts."""
         self.name = found.model
         self.version = found.version
         self.engine = found.engine
         self.labels = labels
         shared = shared or Shared()
         self.memory = shared.memory
-        self.instances = options.instances or found.config.instance_count or 1
-        self.threads = options.threads or max(1, cores // self.instances)
+        self.partitions = tuple(partitions)
         self.config = found.config  # completed when the first instance is ready
         self.counters = ModelCounters(lambda: self.pending)
         self.templates: dict[bytes, object] = {}
@@ -80,10 +82,11 @@ class ServedVersion:
             version=found.version,
             folder=found.folder,
             engine=found.engine,
-            partition=Partition(threads=self.threads),
+            partition=self.partitions[0],
             max_batch=options.max_batch or DEFAULT_MAX_BATCH,
             force_max_batch=options.max_batch or 0,
             spin=options.spin,
+            strict_provider=options.strict_provider,
         )
         self._router: Router | None = None
         self._restarts = RestartPolicy()
@@ -93,8 +96,8 @@ class ServedVersion:
         self._hold_requests = delay_scheduler()
         self._tracer = shared.tracer
         self._mps = shared.mps
-        self._cache = shared.cache if found.config.response_cache else None
-        self._cache_owner = uuid4().bytes  # what another load of the model answered is not this one's answer
+        cache = shared.cache if found.config.response_cache else None
+        self._cache = VersionCache(cache, self.counters) if cache is not None else None
         self._order: AnswerOrder | None = None  # where the config asks for it
         self._withdraw = self._withdrawn  # bound once
         self._idle: asyncio.Event | None = None  # while it retires
@@ -110,20 +113,22 @@ class ServedVersion:
         return self.state is VersionState.READY and any(w.state is WorkerState.READY for w in self.workers.values())
 
     @property
-    def partitions(self) -> tuple[Partition, ...]:
-        """Where its instances run, each partition once."""
-        return (self._spec.partition,)
-
-    @property
     def pending(self) -> int:
         """Requests that wait for a worker."""
         return self._router.pending if self._router else 0
 
+    def placements(self) -> list[Placement]:
+        """One entry per worker process."""
+        return [placement_of(self.name, self.version, number, worker) for number, worker in self.workers.items()]
+
     async def start(self) -> None:
         """Starts all instances; returns when each is ready or the version is unavailable."""
         loop = asyncio.get_running_loop()
-        started = [loop.create_future() for _ in range(self.instances)]
-        self._instance_tasks = [loop.create_task(self._run_instance(future)) for future in started]
+        started = [loop.create_future() for _ in self.partitions]
+        self._instance_tasks = [
+            loop.create_task(self._run_instance(partition, future))
+            for partition, future in zip(self.partitions, started, strict=True)
+        ]
         await asyncio.gather(*started)
 
     async def retire(self, drain_s: float) -> None:
@@ -171,7 +176,7 @@ class ServedVersion:
         if router is None:
             request.done(Unavailable(f"model '{self.name}' version {self.version} is not ready"))
             return
-        if self._cache is not None and self._answer_from_cache(request, self._cache):
+        if self._cache is not None and self._cache.answers(request):
             return
         request.withdraw = self._withdraw
         if self._order is not None:
@@ -182,33 +187,13 @@ class ServedVersion:
         if self._router is not None:
             self._carry_out(self._router.cancel(request))
 
-    def _answer_from_cache(self, request: InferRequest, cache: ResponseCache) -> bool:
-        """Answers the request if it has been answered before; else has its answer kept."""
-        key = request_key(self._cache_owner, request)
-        outputs = cache.get(key)
-        spent_ns = time.monotonic_ns() - request.arrival_ns
-        if outputs is not None:
-            self.counters.cache_hit(spent_ns)
-            request.done(outputs)
-            return True
-        self.counters.cache_miss(spent_ns)
-        answer = request.done
-
-        def keep(outcome: Outcome) -> None:
-            answer(outcome)
-            if isinstance(outcome, tuple):
-                cache.put(key, outcome)
-
-        request.done = keep
-        return False
-
-    async def _run_instance(self, started: asyncio.Future[None]) -> None:
-        """One instance for as long as the version lives: a worker, and after its death the next."""
+    async def _run_instance(self, partition: Partition, started: asyncio.Future[None]) -> None:
+        """One instance for as long as the version lives: a worker, and after its death the next in its place."""
         loop = asyncio.get_running_loop()
         try:
             while True:
                 died: asyncio.Future[str] = loop.create_future()
-                reason = await self._run_worker(died, started)
+                reason = await self._run_worker(partition, died, started)
                 if self.state is VersionState.LOADING:
                     self._fail(reason)
                 if self.state is not VersionState.READY:
@@ -229,13 +214,17 @@ class ServedVersion:
             if not started.done():
                 started.set_result(None)
 
-    async def _run_worker(self, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
+    async def _run_worker(self, partition: Partition, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
         """Starts a worker and waits for its end; answers why it ended."""
         number = next(self._numbers)
-        device = self._spec.partition.device
+        device = partition.device
         await self._mps.well(device)
+        try:
+            equipped = equip(partition, self._mps.pipe_directory(device))
+        except LoadFailed as exc:
+            return str(exc)
         worker = Worker(
-            self._spec,
+            replace(self._spec, partition=equipped),
             on_done=partial(self._batch_done, number),
             on_death=lambda _, reason: self._dead(number, died, reason),
             before_kill=self._mps.before_kill(device),
@@ -248,7 +237,9 @@ class ServedVersion:
         try:
             try:
                 facts = await worker.start(self._options.load_timeout_s)
+                await self._mps.confirm(worker.spec.partition, facts)
             except LoadFailed as exc:
+                await worker.stop(0)
                 return str(exc)
             self._log_remarks(facts)
             self._enter(number, facts.config)
@@ -280,7 +271,7 @@ class ServedVersion:
         self._carry_out(self._router.worker_ready(number, self._spec.slots, time.monotonic_ns()))
 
     def _overridden(self, config: ModelConfig) -> ModelConfig:
-        config = replace(config, engine=self.engine, instance_count=self.instances)
+        config = replace(config, engine=self.engine)
         if self._options.queue_delay_us is not None and config.dynamic_batching is not None:
             batching = replace(config.dynamic_batching, max_queue_delay_us=self._options.queue_delay_us)
             config = replace(config, dynamic_batching=batching)
@@ -299,7 +290,7 @@ class ServedVersion:
         if timing is not None:
             self.counters.batch_done(batch, sum([request.rows for request in batch]), timing, now_ns)
             if self._tracer.is_on:
-                self._tracer.batch_done(self.name, self.version, batch, timing, now_ns)
+                self._tracer.batch_done(self.config, self.version, zip(batch, outcomes, strict=True), timing, now_ns)
         else:
             for request in batch:
                 self.counters.failed(BACKEND, now_ns - request.arrival_ns)

@@ -17,7 +17,7 @@ from time import monotonic
 from efserve.engines import base
 from efserve.errors import EfserveError, LoadFailed
 from efserve.foreign import foreign
-from efserve.partitions import cpu
+from efserve.partitions import entry
 from efserve.transport import messages
 from efserve.transport.arena import Area
 from efserve.transport.channel import Channel
@@ -74,7 +74,7 @@ def _load(
     spec: WorkerSpec, inputs: Sequence[Area], outputs: Sequence[Area], on_progress: Callable[[str], object]
 ) -> tuple[base.Engine, Executor, WorkerFacts]:
     start_s = monotonic()
-    cpu.enter(spec.partition)
+    entry.enter(spec.partition)
     source = base.Source(
         folder=spec.folder,
         config=spec.config,
@@ -96,6 +96,8 @@ def _load(
         executor.warm_up()
     for sample in engine.config.warmup:
         executor.run_sample(sample_tensors(engine.config, sample, spec.folder.parent), sample.count)
+    obtained = entry.obtained(spec.partition)
+    entry.check(spec.partition, obtained)
     facts = WorkerFacts(
         config=engine.config,
         pid=os.getpid(),
@@ -103,7 +105,7 @@ def _load(
         warmup_s=monotonic() - loaded_s,
         start_s=0.0,
         engine_version=engine.version,
-        obtained=cpu.obtained(),
+        obtained=obtained,
         remarks=tuple(engine.remarks),
     )
     return engine, executor, facts

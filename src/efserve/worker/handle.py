@@ -17,7 +17,7 @@ from time import monotonic
 
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.inference import BatchTiming, InferRequest, Outcome
-from efserve.partitions import cpu
+from efserve.partitions import entry
 from efserve.transport import messages
 from efserve.transport.arena import Area
 from efserve.transport.channel import Channel
@@ -206,7 +206,7 @@ class Worker:
                     self._loop,
                     ["efserve.worker", self._name, str(os.getpid()), *map(str, fds)],
                     fds=fds,
-                    environment=cpu.environment(self.spec.partition, spin=self.spec.spin),
+                    environment=entry.environment(self.spec.partition, spin=self.spec.spin),
                     on_exit=self._exited,
                 )
         except OSError as error:

@@ -1,0 +1,58 @@
+"""Programs that end, fail, hang, crash and leave children behind, each a real process."""
+
+import os
+import select
+import sys
+
+from efserve.inspection.programs import Ended, Program, run_all
+
+
+def python(code: str) -> tuple[str, ...]:
+    return sys.executable, "-c", code
+
+
+def test_each_program_tells_how_it_ended() -> None:
+    programs = {
+        "echo": Program(
+            python("import os, sys; print(sys.stdin.read() + os.environ['GREETING'])"), "hello ", {"GREETING": "you"}
+        ),
+        "failed": Program(python("import sys; print('why', file=sys.stderr); sys.exit(3)")),
+        "crashed": Program(python("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")),
+        "missing": Program(("/no/such/program",)),
+        "talkative": Program(python("print('x' * 1_000_000)")),
+    }
+    ended = run_all(programs, 60)
+    assert ended["echo"] == Ended("hello you\n")
+    assert ended["failed"] == Ended("", "why\n", "ends with exit code 3")
+    assert ended["crashed"].problem == "is killed by SIGSEGV"
+    assert ended["missing"].problem == "cannot be started: No such file or directory"
+    assert len(ended["talkative"].stdout) == 1_000_001
+
+
+def test_what_hangs_is_killed_with_its_children() -> None:
+    code = (
+        "import os, signal, subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import signal; signal.pause()'])\n"
+        "print(child.pid, flush=True)\n"
+        "signal.pause()"
+    )
+    hung = run_all({"hung": Program(python(code))}, 5)["hung"]
+    assert hung.problem == "does not end within 5 s"
+    for pid in map(int, hung.stdout.split()):
+        assert ends(pid)
+
+
+def ends(pid: int) -> bool:
+    """Whether a process ends within a deadline; death by a signal takes its moment."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], 30)[0])
+    finally:
+        os.close(descriptor)
+
+
+def test_nothing_is_run_for_nothing() -> None:
+    assert run_all({}, 1) == {}
