@@ -92,6 +92,8 @@ def _with_nearest(problem: Problem, policy: str, error: NoPlan) -> list[Shortfal
     )
     factor = min(1.0, most_factor(replace(problem, demands=longer), policy))
     nearest_of = {demand.model: replace(demand, rate_per_s=demand.rate_per_s * factor) for demand in longer}
+    if not factor:  # they cannot run beside one another at any rate
+        return [replace(shortfall, nearest=None) for shortfall in error.shortfalls]
     return [replace(shortfall, nearest=nearest_of[shortfall.model]) for shortfall in error.shortfalls]
 
 
