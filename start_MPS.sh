@@ -16,7 +16,11 @@ run_dir="${XDG_RUNTIME_DIR:-/tmp}/efserve-mps-$(id -u)"
 deadline_s=20
 single=no
 action=start
-set_mode_of="" # GPUs whose mode this start has changed while no daemon runs yet
+starting=""    # the unit whose daemon is being started
+set_mode_of="" # GPUs whose mode this start has changed for it
+
+# A client's share or limit in the daemon's environment would be that of all clients.
+unset "${!CUDA_MPS_@}"
 
 say() { printf '%s\n' "$*"; }
 warn() { printf 'start_MPS.sh: %s\n' "$*" >&2; }
@@ -62,7 +66,10 @@ find_gpus() {
 make_exclusive() {
     local uuid=$1 kept="$run_dir/mode-$1"
     [[ $EUID == 0 && ${mode_of[$uuid]^^} != EXCLUSIVE_PROCESS ]] || return 0
-    [[ -e $kept ]] || printf '%s\n' "${mode_of[$uuid]^^}" >"$kept"
+    if [[ ! -e $kept ]]; then # whoever finds the file finds all of it
+        printf '%s\n' "${mode_of[$uuid]^^}" >"$run_dir/.mode-$uuid" || die "cannot write to $run_dir"
+        mv "$run_dir/.mode-$uuid" "$kept"
+    fi
     set_mode_of+=" $uuid"
     if ! smi -i "$uuid" -c EXCLUSIVE_PROCESS >/dev/null; then
         warn "cannot set the compute mode of $uuid; MPS works without it, but a program that misses the daemon may share the GPU."
@@ -74,6 +81,13 @@ restore_mode() {
     local uuid=$1 kept="$run_dir/mode-$1" mode
     [[ -e $kept ]] || return 0
     read -r mode <"$kept"
+    case $mode in
+    DEFAULT | EXCLUSIVE_THREAD | PROHIBITED | EXCLUSIVE_PROCESS) ;;
+    *)
+        warn "the kept compute mode of $uuid is unreadable; it becomes DEFAULT."
+        mode=DEFAULT
+        ;;
+    esac
     if smi -i "$uuid" -c "$mode" >/dev/null; then
         rm -f "$kept"
     else
@@ -109,12 +123,22 @@ started_units() {
     done
 }
 
-# The daemon's process, when it is alive and really one: the number may have gone to another process since.
-daemon_pid() {
-    local file="$run_dir/mps-$1/nvidia-cuda-mps-control.pid" pid="" name=""
-    [[ -r $file ]] && read -r pid <"$file"
-    [[ $pid =~ ^[0-9]+$ && -r /proc/$pid/comm ]] && read -r name <"/proc/$pid/comm"
-    [[ $name == nvidia-cuda-mps* ]] && say "$pid"
+# Processes of a unit: the daemon and its servers, which inherit its environment. A number in a pid file may have gone to
+# another process since, or to somebody else's daemon. It is believed only for an MPS process whose environment cannot
+# be read: another user's.
+processes() {
+    local path name written=""
+    [[ -r $run_dir/mps-$1/nvidia-cuda-mps-control.pid ]] && read -r written <"$run_dir/mps-$1/nvidia-cuda-mps-control.pid"
+    for path in /proc/[0-9]*; do
+        { read -r name <"$path/comm"; } 2>/dev/null || continue
+        [[ $name == nvidia-cuda-mps* ]] || continue
+        if [[ -r $path/environ ]]; then
+            grep -qzxF "CUDA_MPS_PIPE_DIRECTORY=$run_dir/mps-$1" "$path/environ" 2>/dev/null || continue
+        else
+            [[ ${path##*/} == "$written" ]] || continue
+        fi
+        say "${path##*/}"
+    done
 }
 
 start_daemon() {
@@ -126,27 +150,28 @@ start_daemon() {
     [[ $? == 0 && $(state_of "$unit") == running ]]
 }
 
-# Ends a daemon: politely, then by SIGTERM, then by SIGKILL.
+# Ends a daemon and its servers: politely, then by SIGTERM, then by SIGKILL.
 stop_daemon() {
-    local unit=$1 pid signal
-    pid=$(daemon_pid "$unit")
-    [[ $(state_of "$unit") == running ]] && control "$unit" quit >/dev/null
+    local unit=$1 signal pid
+    [[ $(state_of "$unit") == running ]] && control "$unit" quit >/dev/null && gone "$unit"
     for signal in TERM KILL; do
-        [[ -n $pid ]] || break
-        gone "$pid" && break
-        warn "the MPS daemon $pid does not quit; it gets SIG$signal."
-        kill "-$signal" "$pid"
+        for pid in $(processes "$unit"); do
+            warn "the MPS process $pid does not quit; it gets SIG$signal."
+            kill "-$signal" "$pid" 2>/dev/null
+        done
+        gone "$unit" && break
     done
-    [[ -z $pid ]] || gone "$pid" || { warn "the MPS daemon $pid does not end." && return 1; }
+    for pid in $(processes "$unit"); do
+        warn "the MPS process $pid of $unit does not end."
+        return 1
+    done
     rm -rf "${run_dir:?}/mps-$unit"
 }
 
-# Waits for the end of a process; one that nobody has reaped has ended.
+# Waits for the end of a unit's processes; one that nobody has reaped has ended.
 gone() {
-    local end=$((SECONDS + deadline_s)) state
-    while [[ -d /proc/$1 ]]; do
-        state=$(sed -n 's/^State:[[:space:]]*//p' "/proc/$1/status" 2>/dev/null)
-        [[ $state == Z* ]] && return 0
+    local end=$((SECONDS + deadline_s))
+    while [[ -n $(processes "$1") ]]; do
         ((SECONDS < end)) || return 1
         sleep 0.1
     done
@@ -158,6 +183,7 @@ start() {
     require_tools
     find_gpus
     (umask 077 && mkdir -p "$run_dir") || die "cannot make the run directory $run_dir; name another with --run-dir."
+    [[ -O $run_dir ]] || die "the run directory $run_dir belongs to another user; name another with --run-dir."
     raise_file_limit
     trap undo EXIT
     trap 'exit 130' INT TERM
@@ -187,11 +213,15 @@ start_unit() {
         die "the MPS daemon of $unit does not answer within $deadline_s s; end it with: $0 stop --run-dir $run_dir"
         ;;
     absent)
+        length=$(LC_ALL=C && socket=$run_dir/mps-$unit/control && say "${#socket}")
+        ((length <= 107)) || die "the run directory $run_dir is too long: the path of the daemon's socket would have \
+$length bytes, at most 107 can be; name a shorter one with --run-dir."
+        starting=$unit
         for uuid in "$@"; do make_exclusive "$uuid"; done
         if ! start_daemon "$unit" "$(IFS=, && say "$*")"; then
-            stop_daemon "$unit"
             die "the MPS daemon of $unit did not start; see $run_dir/log-$unit"
         fi
+        starting=""
         set_mode_of=""
         say "$unit: MPS started."
         ;;
@@ -199,9 +229,10 @@ start_unit() {
     say "  export CUDA_MPS_PIPE_DIRECTORY=$run_dir/mps-$unit"
 }
 
-# A start that ends early gives the compute modes back.
+# A start that ends early leaves no half-started daemon, and gives the compute modes back.
 undo() {
     local uuid
+    [[ -z $starting ]] || stop_daemon "$starting"
     for uuid in $set_mode_of; do restore_mode "$uuid"; done
 }
 
@@ -263,5 +294,6 @@ while (($#)); do
     esac
     shift
 done
+[[ $run_dir == /* ]] || run_dir=$(pwd -P)/$run_dir
 [[ $deadline_s =~ ^[1-9][0-9]*$ ]] || die "--deadline $deadline_s: expected whole seconds." 2
 "$action"

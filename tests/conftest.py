@@ -1,8 +1,30 @@
-"""What every test needs: Ctrl-C as a terminal gives it, also where the suite runs as a background job.
+"""What every test needs: Ctrl-C as a terminal gives it, no verdict by the clock, and a driver in C.
 
-A shell starts background jobs with SIGINT ignored, and every process below inherits that.
+A shell starts background jobs with SIGINT ignored, and every process below inherits that. Hypothesis fails what takes
+longer than it finds usual, which on a busy machine anything may.
 """
 
+import shutil
 import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session")
+def driver_in_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a stand-in for the driver's library."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    folder = tmp_path_factory.mktemp("driver")
+    source = Path(__file__).with_name("stand_in_nvml.c")
+    command = [compiler, "-shared", "-fPIC", "-w", "-o", str(folder / "libnvidia-ml.so.1"), str(source)]
+    subprocess.run(command, check=True, timeout=60)
+    return folder

@@ -77,11 +77,12 @@ launch() {{
 }}
 pid=$(cat "$pipe_dir/nvidia-cuda-mps-control.pid" 2>/dev/null)
 alive() {{ [[ -n $1 ]] && kill -0 "$1" 2>/dev/null && ! grep -q '^State:.Z' "/proc/$1/status"; }}
+answers() {{ alive "$pid" && grep -qzxF "CUDA_MPS_PIPE_DIRECTORY=$pipe_dir" "/proc/$pid/environ"; }}
 if [[ ${{1:-}} == -d ]]; then
     printf 'daemon %s %s share=%s\\n' "$CUDA_VISIBLE_DEVICES" "${{pipe_dir##*/}}" \\
         "${{CUDA_MPS_ACTIVE_THREAD_PERCENTAGE:-}}" >>"$state/calls"
     [[ -e $state/refuse ]] && {{ echo "no licence for this GPU"; exit 1; }}
-    alive "$pid" && {{ echo "An instance of this daemon is already running"; exit 1; }}
+    answers && {{ echo "An instance of this daemon is already running"; exit 1; }}
     mkfifo "$pipe_dir/wait"
     launch "$0"
     echo "$launched" >"$pipe_dir/nvidia-cuda-mps-control.pid"
@@ -93,7 +94,7 @@ read -r command argument rest
 printf 'control %s %s\\n' "${{pipe_dir##*/}}" "$command${{argument:+ $argument}}${{rest:+ $rest}}" >>"$state/calls"
 [[ -e $state/hang || -e $state/hang-$command ]] && exec sleep 300
 [[ -e $state/forbidden ]] && {{ echo "User did not send valid credentials"; exit 1; }}
-alive "$pid" || {{ echo "Cannot find MPS control daemon process"; exit 1; }}
+answers || {{ echo "Cannot find MPS control daemon process"; exit 1; }}
 server=$(cat "$pipe_dir/server" 2>/dev/null)
 clients() {{
     [[ -e $pipe_dir/clients ]] || return 0
@@ -131,6 +132,7 @@ class Machine:
     """The folder of the stand-ins, and a run directory beside it."""
 
     folder: Path
+    run_dir: Path
 
     @property
     def state(self) -> Path:
@@ -139,10 +141,6 @@ class Machine:
     @property
     def bin(self) -> Path:
         return self.folder / "bin"
-
-    @property
-    def run_dir(self) -> Path:
-        return self.folder / "run"
 
     def pipes(self, unit: str) -> Path:
         return self.run_dir / f"mps-{unit}"
@@ -231,7 +229,7 @@ def _is_daemon(pid: int) -> bool:
 
 def make_machine(folder: Path, gpus: dict[str, str], *, control: bool = True) -> Machine:
     """A machine with these GPUs (uuid -> compute mode), or without the program that controls MPS."""
-    machine = Machine(folder)
+    machine = Machine(folder, folder / "run")
     machine.state.mkdir()
     machine.bin.mkdir()
     for name in _NEEDED:

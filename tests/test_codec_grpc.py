@@ -110,7 +110,7 @@ def request(rows: int = 1, **fields: Any) -> Any:
     return message
 
 
-def decoded(model: FakeModel, message: Any) -> tuple[Any, tuple[Buffer, ...]]:
+def decoded(model: FakeModel, message: Any) -> tuple[Any, tuple[Any, ...]]:
     return decode(model, Scanner().scan(message.SerializeToString()))
 
 

@@ -118,6 +118,8 @@ def test_every_command_is_checked_here() -> None:
         ["--nonsense"],
         ["compare", "http://127.0.0.1:9"],
         ["compare", "x=--nonsense", "y="],
+        ["devices", "--deadline-s", "x"],
+        ["doctor", "--deadline-s", "0"],
         ["profile", "--nonsense"],
         ["profile", "--batches", "0"],
         ["profile", "--shape", "x"],

@@ -1,7 +1,6 @@
 """GPUs as a driver tells them, by a stand-in for pynvml; the last tests ask the real one."""
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -178,19 +177,6 @@ def test_a_machine_without_a_driver_is_told_at_once_and_without_a_warning() -> N
     assert done.stderr == ""
     if not gpus():
         assert done.stdout.strip() == nvml().problem
-
-
-@pytest.fixture(scope="module")
-def driver_in_c(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a stand-in for the driver's library."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    folder = tmp_path_factory.mktemp("driver")
-    source = Path(__file__).with_name("stand_in_nvml.c")
-    command = [compiler, "-shared", "-fPIC", "-w", "-o", str(folder / "libnvidia-ml.so.1"), str(source)]
-    subprocess.run(command, check=True, timeout=60)
-    return folder
 
 
 def test_pynvml_itself_on_a_stand_in_for_the_driver(driver_in_c: Path) -> None:

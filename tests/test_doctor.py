@@ -106,8 +106,8 @@ def test_a_machine_that_has_everything_has_no_problem() -> None:
     assert diagnosis.count(State.PROBLEM) == diagnosis.count(State.WARNING) == 0
     assert [finding.check for finding in diagnosis.findings if finding.state is State.NOT_APPLICABLE] == ["openvino"]
     assert diagnosis.abilities == (
-        "serves ONNX and TorchScript and TensorRT models on 4 cores of the CPU; a share is a set of whole cores",
-        "serves on NVIDIA H200; a share is a part of the SMs, by MPS",
+        "serves ONNX, TorchScript, Python models on 4 cores of the CPU; a share is a set of whole cores",
+        "serves ONNX, TorchScript, TensorRT, Python models on NVIDIA H200; a share is a part of the SMs, by MPS",
     )
 
 
@@ -116,7 +116,7 @@ def test_a_machine_without_a_gpu_has_no_problem() -> None:
     assert diagnosis.count(State.PROBLEM) == diagnosis.count(State.WARNING) == 0
     assert {finding.found for finding in diagnosis.findings if finding.area == "GPU"} == {NO_DRIVER}
     (ability,) = diagnosis.abilities
-    assert ability.startswith("serves ONNX and TorchScript models on 4 cores")
+    assert ability.startswith("serves ONNX, TorchScript, Python models on 4 cores")
 
 
 @pytest.mark.parametrize("width", [60, 100])
@@ -134,6 +134,14 @@ def test_without_mps_shares_are_green_contexts_or_none() -> None:
     assert "green context" in judged(replace(GPU_MACHINE, mps=MpsFacts())).abilities[1]
     old = replace(GPU_MACHINE, mps=MpsFacts(), gpu=replace(ONE_GPU, cuda_version="12.2"))
     assert "no shares" in judged(old).abilities[1]
+
+
+def test_a_gpu_that_no_library_can_use() -> None:
+    diagnosis = judged(replace(GPU_MACHINE, libraries={**LAPTOP.libraries}))
+    states = {finding.check: finding.state for finding in diagnosis.findings}
+    assert states["onnxruntime"] is states["torch"] is State.PROBLEM
+    assert diagnosis.abilities[0].startswith("serves ONNX, TorchScript, Python models on 4 cores")
+    assert diagnosis.abilities[1] == "cannot serve on NVIDIA H200 before the problems above are mended"
 
 
 # The driver and what it reaches
@@ -226,6 +234,9 @@ def test_mps() -> None:
     says(gpu.mps_daemon(MpsFacts("c", (DAEMON,)), ONE_GPU.gpus), State.OK, "daemon 77 in /run/mps-0")
     hung = replace(DAEMON, problem="the MPS daemon in /run/mps-0 does not answer")
     says(gpu.mps_daemon(MpsFacts("c", (hung,)), ONE_GPU.gpus), State.PROBLEM, "kill 77", "does not answer")
+    outside = MpsFacts("c", (replace(hung, pid=0),))
+    says(gpu.mps_daemon(outside, ONE_GPU.gpus), State.PROBLEM, "outside of this container")
+    assert "kill" not in gpu.mps_daemon(outside, ONE_GPU.gpus).advice
 
 
 def test_rights() -> None:
@@ -442,7 +453,7 @@ def test_daemons_of_mps_are_found_and_asked(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "cmdline").write_text(command)
         (folder / "environ").write_text(environment)
-    found = gather.mps_facts(str(control), 3, tmp_path)
+    found = gather.mps_facts(str(control), 3, root=tmp_path)
     assert found.control_program == str(control)
     problems = {daemon.pid: daemon.problem for daemon in found.daemons}
     assert problems == {
@@ -453,6 +464,19 @@ def test_daemons_of_mps_are_found_and_asked(tmp_path: Path) -> None:
     }
     assert {daemon.pid: daemon.pipe_directory for daemon in found.daemons}[13] == ""
     assert found.server_uids == (os.getuid(),)
+
+
+@pytest.mark.parametrize(("name", "found"), [("well", True), ("dead", False), ("absent", False)])
+def test_a_daemon_outside_of_the_container_is_found_by_its_folder(tmp_path: Path, name: str, found: bool) -> None:
+    control = tmp_path / "nvidia-cuda-mps-control"
+    control.write_text(CONTROL)
+    control.chmod(0o755)
+    pipes = tmp_path / name
+    if name != "absent":
+        pipes.mkdir()
+        (pipes / "control").touch()
+    daemons = gather.mps_facts(str(control), 60, str(pipes), tmp_path).daemons
+    assert daemons == ((MpsDaemon(0, os.getuid(), str(pipes)),) if found else ())
 
 
 def test_this_machine_in_json(tmp_path: Path) -> None:
@@ -470,3 +494,18 @@ def test_this_machine_in_json(tmp_path: Path) -> None:
     assert done.returncode == int("problem" in states.values())
     assert states["kernel"] == states["folders"] == "ok"
     assert told["abilities"]
+
+
+def test_a_machine_with_a_stand_in_for_the_driver(driver_in_c: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "efserve", "doctor", "--json"],
+        stdout=subprocess.PIPE,
+        check=False,
+        timeout=110,
+        env={**os.environ, "LD_LIBRARY_PATH": str(driver_in_c), "CUDA_VISIBLE_DEVICES": ""},
+    )
+    findings = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert done.returncode == 1
+    assert findings["driver"]["state"] == "ok"
+    assert findings["GPUs"]["found"].startswith("Slice in C (16 SMs")
+    assert findings["variables"]["state"] == "problem"

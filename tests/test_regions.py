@@ -14,8 +14,8 @@ from efserve.codec.regions import RegionPlace
 from efserve.codec.v2_infer import Decoded, decode
 from efserve.codec.v2_response import render
 from efserve.errors import EfserveError, InferenceFailed, InvalidRequest, NotFound, ServerError, Unsupported
-from efserve.inference import OutputTensor
-from efserve.transport.regions import ClientRegions
+from efserve.inference import Buffer, OutputTensor
+from efserve.transport.regions import CUDA, ClientRegions
 from fakes import FakeModel, identity_config
 
 _numbers = itertools.count()
@@ -108,6 +108,78 @@ def test_a_segment_that_was_cut_short_is_noticed(regions: ClientRegions, segment
         regions.read(RegionPlace("r", 0, 4096))
     with pytest.raises(InvalidRequest, match="was cut short"):
         window.write(bytes(10))
+
+
+def test_a_segment_that_is_cut_short_while_it_waits(regions: ClientRegions, segment: Segment) -> None:
+    data = regions.read(RegionPlace("r", 0, 4096))
+    os.truncate(f"/dev/shm/{segment.name}", 100)
+    with pytest.raises(InvalidRequest, match="was cut short"):
+        bytes(data)
+    with pytest.raises(InvalidRequest, match="was cut short"):
+        data.copy_to(memoryview(bytearray(4096)))
+
+
+class FakeDriver:
+    """The memory of one GPU, which another process shares as it is."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.memory = bytearray(size_bytes)
+        self.opened: list[tuple[bytes, int]] = []
+        self.closed: list[int] = []
+
+    def open(self, handle: bytes, device_id: int) -> int:
+        if device_id:
+            raise OSError("cuDeviceGet failed with 101: invalid device ordinal")
+        self.opened.append((handle, device_id))
+        return 1000 * len(self.opened)
+
+    def read(self, address: int, device_id: int, target: memoryview) -> None:
+        start = address % 1000
+        if start + len(target) > len(self.memory):
+            raise OSError("cuMemcpyDtoH_v2 failed with 700: an illegal memory access was encountered")
+        target[:] = self.memory[start : start + len(target)]
+
+    def write(self, address: int, device_id: int, data: Buffer) -> None:
+        self.memory[address % 1000 : address % 1000 + len(data)] = data
+
+    def close(self, address: int, device_id: int) -> None:
+        self.closed.append(address)
+
+
+def test_memory_of_a_gpu() -> None:
+    driver = FakeDriver(100)
+    driver.memory[10:14] = b"abcd"
+    regions = ClientRegions(allowed=True, driver=driver)
+    regions.register_cuda("g", bytes(64), 0, 100)
+    assert [(r.name, r.device_id, r.size_bytes) for r in regions.regions("", CUDA)] == [("g", 0, 100)]
+    assert regions.regions() == []
+    data, window = regions.read(RegionPlace("g", 10, 4)), regions.window(RegionPlace("g", 20, 4))
+    regions.unregister("g")  # the system's
+    regions.unregister("g", CUDA)
+    assert driver.closed == []  # while it is used
+    assert bytes(data) == b"abcd"
+    window.write(b"wxyz")
+    assert driver.memory[20:24] == b"wxyz"
+    del data, window
+    assert driver.closed == [1000]
+    with pytest.raises(NotFound, match="Unable to find cuda shared memory region: 'g'"):
+        regions.regions("g", CUDA)
+
+
+@pytest.mark.parametrize(
+    ("handle", "device_id", "size_bytes", "says"),
+    [
+        (bytes(63), 0, 1, "the handle has 63 bytes, expected 64"),
+        (bytes(64), 0, 0, "byte_size is 0"),
+        (bytes(64), 1, 1, "invalid device ordinal"),
+    ],
+)
+def test_memory_of_a_gpu_that_cannot_be_opened(handle: bytes, device_id: int, size_bytes: int, says: str) -> None:
+    driver = FakeDriver(1)
+    regions = ClientRegions(allowed=True, driver=driver)
+    with pytest.raises(InvalidRequest, match=f"failed to register CUDA shared memory region 'g': .*{says}"):
+        regions.register_cuda("g", handle, device_id, size_bytes)
+    assert (regions.regions("", CUDA), driver.opened, driver.closed) == ([], [], [])
 
 
 def test_what_is_held_outlives_the_registration(regions: ClientRegions, segment: Segment) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from mps_machine import SCRIPT, Machine, add_control, end, machine_in, make_machine
 
+PID_FILE = "nvidia-cuda-mps-control.pid"
+
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
@@ -159,6 +161,62 @@ def test_a_process_that_is_no_daemon_is_not_ended(machine: Machine) -> None:
     finally:
         other.kill()
         other.wait(10)
+
+
+def test_another_daemon_with_the_number_in_a_pid_file_is_not_ended(machine: Machine) -> None:
+    machine.script("start")
+    a_pid, b_pid = (int((machine.pipes(unit) / PID_FILE).read_text()) for unit in ("GPU-a", "GPU-b"))
+    end(a_pid)
+    (machine.pipes("GPU-a") / PID_FILE).write_text(f"{b_pid}\n")
+    machine.set("refuse")
+    done = machine.script("start")
+    assert done.returncode == 1
+    assert machine.daemons() == [b_pid]
+
+
+@as_root
+def test_servers_that_outlive_their_daemon_are_ended(machine: Machine) -> None:
+    machine.script("start")
+    server = machine.start_server("GPU-a")
+    for pid in set(machine.daemons()) - {server}:
+        end(pid)
+    assert machine.daemons() == [server]
+    assert machine.script("stop", deadline_s=1).returncode == 0
+    assert machine.daemons() == []
+    assert (machine.mode("GPU-a"), machine.mode("GPU-b")) == ("Default", "Prohibited")
+
+
+def test_a_daemon_that_ignores_everything_is_killed(machine: Machine) -> None:
+    machine.set("stubborn")
+    machine.script("start")
+    done = machine.script("stop", deadline_s=1)
+    assert done.returncode == 0
+    assert done.stderr.count("it gets SIGKILL") == 2
+    assert machine.daemons() == []
+
+
+@as_root
+def test_a_kept_mode_that_is_unreadable_becomes_the_default(machine: Machine) -> None:
+    machine.script("start")
+    (machine.run_dir / "mode-GPU-b").write_text("")
+    assert machine.script("stop").returncode == 0
+    assert machine.mode("GPU-b") == "Default"
+
+
+def test_a_run_directory_whose_sockets_would_have_too_long_a_path_is_told(machine: Machine) -> None:
+    machine = Machine(machine.folder, machine.folder / ("x" * 100))
+    done = machine.script("start")
+    assert done.returncode == 1
+    assert "at most 107 can be; name a shorter one with --run-dir" in done.stderr
+
+
+@as_root
+def test_the_run_directory_of_another_user_is_refused(machine: Machine) -> None:
+    machine.run_dir.mkdir()
+    os.chown(machine.run_dir, 12345, 12345)
+    done = machine.script("start")
+    assert done.returncode == 1
+    assert "belongs to another user" in done.stderr
 
 
 @as_root

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from efserve.engines.base import Remark
-from efserve.inference import BatchTiming, InferRequest, Outcome, Outputs
+from efserve.errors import InvalidRequest
+from efserve.inference import BatchTiming, InferRequest, Outcome, Outputs, OutputTensor
 from efserve.model_config import ModelConfig
 from efserve.partition import Partition
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec, to_wire
@@ -110,6 +111,41 @@ def random_request(
 ) -> InferRequest:
     shapes = [(rows, *fixed) for fixed in dims]
     return request([random_array(random, s.datatype, shape) for s, shape in zip(specs, shapes, strict=True)], rows)
+
+
+class Elsewhere:
+    """A row of FP32 in memory that is not ours, or is gone."""
+
+    def __init__(self, data: bytes, gone: bool = False) -> None:
+        self._data, self._gone = data, gone
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __bytes__(self) -> bytes:
+        return self._data
+
+    def copy_to(self, target: memoryview) -> None:
+        if self._gone:
+            raise InvalidRequest("it is gone")
+        target[:] = self._data
+
+
+def test_a_tensor_that_is_gone_fails_its_own_request_alone() -> None:
+    specs = [TensorSpec("x", "FP32", (2,))]
+    rows = [np.full((1, 2), value, np.float32) for value in (1, 2, 3)]
+    requests = [request([row], 1) for row in rows]
+    requests[1].tensors = (Elsewhere(rows[1].tobytes(), gone=True),)
+    requests[2].tensors = (Elsewhere(rows[2].tobytes()),)
+    with Pair(Echo(config_of(specs))) as pair:
+        for _ in range(2):  # new, and remembered
+            done = pair.executor.run(pair.exchange.write(0, requests))
+            first, gone, last = pair.exchange.outcomes(0, requests, done)
+            assert [str(gone)] == ["it is gone"]
+            assert [first, last] == [(OutputTensor((1, 2), row.tobytes()),) for row in (rows[0], rows[2])]
+        pair.exchange.write(0, requests)  # a batch that is never answered
+        done = pair.executor.run(pair.exchange.write(0, requests[:1]))
+        assert pair.exchange.outcomes(0, requests[:1], done) == [first]
 
 
 @pytest.mark.parametrize("binds", [False, True])

@@ -6,12 +6,23 @@ A request is decoded once, by a codec, into the order of the model's inputs; fro
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from efserve.errors import EfserveError
 
 Buffer = bytes | bytearray | memoryview
 Body = bytes | memoryview  # of a request as it was received, or a part of one
+
+
+class Borrowed(Protocol):
+    """Wire bytes in somebody else's memory, to be copied to where they are used; InvalidRequest if they are gone."""
+
+    def __len__(self) -> int: ...
+    def __bytes__(self) -> bytes: ...
+    def copy_to(self, target: memoryview) -> None: ...
+
+
+Wire = Buffer | Borrowed  # of one tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +45,7 @@ class InferRequest:
     their rows may share a batch. Times are `time.monotonic_ns()`.
     """
 
-    tensors: tuple[Buffer, ...]  # wire bytes, little-endian, row-major
+    tensors: tuple[Wire, ...]  # wire bytes, little-endian, row-major
     shapes: tuple[tuple[int, ...], ...]  # batch included where the model batches
     rows: int  # 1 where the model does not batch
     shape_key: object

@@ -1,6 +1,7 @@
 """System shared memory with tritonclient's own helpers, and what a server without a GPU says of CUDA memory."""
 
 import asyncio
+import base64
 import itertools
 import os
 from collections.abc import Iterator
@@ -121,6 +122,8 @@ def test_cuda_memory_needs_a_gpu(client: triton.InferenceServerClient) -> None:
     assert client.get_cuda_shared_memory_status() == []
     client.unregister_cuda_shared_memory()
     with pytest.raises(InferenceServerException, match="GPUs not supported"):
+        client.register_cuda_shared_memory("x", base64.b64encode(bytes(64)), 0, 16)
+    with pytest.raises(InferenceServerException, match="is not base64"):
         client.register_cuda_shared_memory("x", b"handle", 0, 16)
 
 

@@ -17,7 +17,9 @@ import pytest
 import onnx_models
 from efserve.devices.cpu import available_cores
 from efserve.errors import MeasurementFailed
+from efserve.pairs import Pairs, read_pairs
 from efserve.partition import Partition
+from efserve.planning.interference import read_interference
 from efserve.profiler.options import ProfileConfig
 from efserve.profiler.sampling import Feeder, random_request
 from efserve.profiler.targets import find_targets
@@ -263,3 +265,79 @@ def test_a_batch_that_never_ends_ends_the_measurement(folder: Path) -> None:
 
     with pytest.raises(MeasurementFailed, match=r"a batch has been running for 0\.2 s; gave up"):
         asyncio.run(measure())
+
+
+needs_two_cores = pytest.mark.skipif(len(available_cores()) < 2, reason="a pair needs two cores")
+
+
+def pairs_in(folder: Path) -> Pairs:
+    (path,) = (folder / "out").glob("*/pairs.json")
+    return read_pairs(path)
+
+
+@needs_two_cores
+def test_pairs_are_measured_stored_and_planned_with(folder: Path) -> None:
+    onnx_models.save(folder / "models", "fixed", onnx_models.without_batch())
+    done = profile(folder, "--pairs", "--batches", "1,4", "--plot", *QUICK)
+    assert done.returncode == 0, done.stderr
+    told = pairs_in(folder)
+    assert {(p.me, p.my_batch, p.you, p.your_batch) for p in told.pairs} >= {
+        ("fixed", 1, "fixed", 1),
+        ("fixed", 1, "identity", 4),
+        ("identity", 1, "identity", 4),
+        ("identity", 4, "identity", 1),
+        ("identity", 4, "fixed", 1),
+    }
+    for pair in told.pairs:
+        assert pair.my_pct + pair.your_pct == 100
+        assert 5 <= pair.rounds <= 30  # of both sides together where they are alike
+        assert 0 < pair.low <= pair.slowdown <= pair.high
+        assert pair.cpu_slowdown is not None
+        assert pair.alone_per_s > 0
+    assert told.loads.keys() == told.facts.models.keys() == {"fixed", "identity"}
+    assert next((folder / "out").glob("*/pairs.png")).read_bytes().startswith(b"\x89PNG")
+    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("->")) <= 80
+    (path,) = (folder / "out").glob("*/pairs.json")
+    assert read_interference(path).slowdown("fixed", 50, [("identity", 50)]) >= 1
+
+
+@needs_two_cores
+def test_pairs_are_resumed_and_a_model_that_fails_does_not_stop_the_others(folder: Path) -> None:
+    onnx_models.save(folder / "models", "broken", b"no model")
+    save_python(folder, "fails", FAILS_ON_LARGE_BATCHES)
+    done = profile(folder, "--pairs", "--batches", "1,4", *QUICK)
+    assert done.returncode == 1
+    assert "broken.onnx: " in done.stderr
+    assert "fails on 50% beside identity on 50%, batches 4 and 1: " in done.stderr
+    before = pairs_in(folder)
+    assert {(p.me, p.you) for p in before.pairs} >= {("identity", "identity"), ("fails", "identity")}
+    refused = profile(folder, "--pairs", "--batches", "1,4", *QUICK)
+    assert refused.returncode == 2
+    assert "measured before; --resume" in refused.stderr
+    again = profile(folder, "--pairs", "--batches", "1,2", "--model", "identity", "--resume", "--json", *QUICK)
+    assert again.returncode == 0, again.stderr
+    now = pairs_in(folder)
+    kept = [pair for pair in now.pairs if pair in before.pairs]
+    assert kept == list(before.pairs)
+    assert {p.my_batch for p in now.pairs if p.me == p.you == "identity"} == {1, 2, 4}
+    assert len(json.loads(again.stdout)["measured"]["pairs"]) == len(now.pairs)
+
+
+@needs_two_cores
+def test_ctrl_c_keeps_the_pairs(folder: Path) -> None:
+    process = subprocess.Popen(
+        command(folder, "--pairs", "--batches", "1,2,4,8", "--min-time", "0.3"), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        _wait_for(lambda: any((folder / "out").glob("*/pairs.json")))
+        workers = children_of(process.pid)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1].endswith("the same command with --resume goes on.")
+    assert pairs_in(folder).pairs
+    assert len(workers) == 2
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)

@@ -73,10 +73,11 @@ class Desk:
     spec: WorkerSpec
     deaths: list[str] = field(default_factory=list)
     answers: dict[int, asyncio.Future[tuple[list[Outcome], BatchTiming | None]]] = field(default_factory=dict)
+    before_kill: Callable[[int], Awaitable[None]] | None = None
 
     def __post_init__(self) -> None:
         self.dead = asyncio.Event()
-        self.worker = Worker(self.spec, on_done=self._done, on_death=self._died)
+        self.worker = Worker(self.spec, on_done=self._done, on_death=self._died, before_kill=self.before_kill)
 
     async def __aenter__(self) -> "Desk":
         await self.worker.start(DEADLINE_S)
@@ -502,6 +503,63 @@ def test_a_worker_that_hangs_is_stopped_all_the_same(tmp_path: Path) -> None:
         assert not desk.answers[0].done()
 
     run(zoo_spec("hangs_in_infer", started=str(fifo)), body)
+
+
+class Partings:
+    """Notes which processes it was told of while they lived."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    async def __call__(self, pid: int) -> None:
+        await asyncio.sleep(0)
+        assert is_running(pid)
+        self.seen.append(pid)
+
+
+def test_what_is_to_be_done_before_a_kill_is_done_before() -> None:
+    async def whole() -> None:
+        partings = Partings()
+        async with Desk(zoo_spec("slow", delay_ms="0"), before_kill=partings) as desk:
+            desk.worker.kill()
+            desk.worker.kill()
+            assert desk.worker.state is WorkerState.READY
+            await desk.dead.wait()
+            assert desk.deaths == ["killed by SIGKILL"]
+        assert partings.seen == [desk.worker.pid]
+        async with Desk(zoo_spec("slow", delay_ms="0"), before_kill=partings) as desk:
+            pass
+        assert desk.worker.ending == "exited with code 0"  # as it was asked to
+        assert len(partings.seen) == 1
+
+    uvloop.run(whole())
+
+
+def test_a_worker_that_hangs_parts_before_it_is_ended(tmp_path: Path) -> None:
+    fifo = tmp_path / "started"
+    os.mkfifo(fifo)
+
+    async def whole() -> None:
+        partings = Partings()
+        async with Desk(zoo_spec("hangs_in_infer", started=str(fifo)), before_kill=partings) as desk:
+            desk.send(0, request(rows(1)))
+            await opened(fifo)
+            await desk.worker.stop(0.1)
+            assert desk.worker.ending == "killed by SIGTERM"
+        assert partings.seen == [desk.worker.pid]
+
+    uvloop.run(whole())
+
+
+def test_a_start_that_takes_too_long_parts_before_its_kill() -> None:
+    async def whole() -> None:
+        partings = Partings()
+        desk = Desk(zoo_spec("never_ready"), before_kill=partings)
+        with pytest.raises(LoadFailed, match="not ready within"):
+            await desk.worker.start(0.5)
+        assert partings.seen == [desk.worker.pid]
+
+    uvloop.run(whole())
 
 
 def test_a_worker_that_reads_nothing_is_killed() -> None:

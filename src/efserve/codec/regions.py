@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
-from efserve.inference import Buffer
+from efserve.inference import Borrowed, Buffer
 
 
 class RegionPlace(NamedTuple):
@@ -25,7 +25,7 @@ class Window(Protocol):
 class ClientMemory(Protocol):
     """The regions that clients have registered; raises NotFound and InvalidRequest for what is not in one."""
 
-    def read(self, place: RegionPlace) -> memoryview:
-        """The bytes as they are now, without a copy; valid even if the region is unregistered meanwhile."""
+    def read(self, place: RegionPlace) -> Borrowed:
+        """The bytes there, to be copied when they are used; even if the region is unregistered meanwhile."""
 
     def window(self, place: RegionPlace) -> Window: ...

@@ -24,7 +24,7 @@ from efserve.codec.v2_infer import (
 from efserve.codec.v2_json import InputHead, InputParameters, OutputHead, OutputParameters, RequestHead
 from efserve.codec.v2_response import classify, to_memory
 from efserve.errors import InvalidRequest
-from efserve.inference import Body, Buffer, Outputs
+from efserve.inference import Body, Buffer, Outputs, Wire
 from efserve.tensors import NUMPY_DTYPES, bytes_element_ends, encode_bytes
 
 _Told = TypeVar("_Told")
@@ -173,7 +173,7 @@ class GrpcTemplate:
     strings: tuple[tuple[int, int, str], ...]
     wants_final: bool  # an empty final response was asked for
 
-    def tensors(self, given: list[Buffer]) -> tuple[Buffer, ...]:
+    def tensors(self, given: list[Buffer]) -> tuple[Wire, ...]:
         """The request's tensors in the order of the model's inputs; InvalidRequest for damaged strings."""
         for index, count, what in self.strings:
             data = given[index]
@@ -193,7 +193,7 @@ class GrpcTemplate:
         return self if self.template.memory is None else replace(self, template=self.template.held())
 
 
-def decode(model: ModelView, scanned: Scanned) -> tuple[GrpcTemplate, tuple[Buffer, ...]]:
+def decode(model: ModelView, scanned: Scanned) -> tuple[GrpcTemplate, tuple[Wire, ...]]:
     """What a request says, and its tensors in the order of the model's inputs. Raises InvalidRequest or Unsupported."""
     raw, key = scanned.raw, scanned.key
     known: GrpcTemplate | None = model.templates.get(key)

@@ -29,7 +29,7 @@ from efserve.codec.v2_inputs import (
 )
 from efserve.codec.v2_json import OutputHead, RequestHead, parse_parameters, parse_request, wire_from_json
 from efserve.errors import InvalidRequest, Unsupported
-from efserve.inference import Body, Buffer
+from efserve.inference import Body, Buffer, Wire
 from efserve.model_config import ModelConfig
 from efserve.tensors import Shape, TensorSpec, byte_size, bytes_element_ends
 
@@ -102,7 +102,7 @@ class Template:
         if len(self.outputs) == 1 and self.all_binary:
             self.only_output = self.outputs[0].index
 
-    def split(self, tail: Body) -> tuple[Buffer, ...]:
+    def split(self, tail: Body) -> tuple[Wire, ...]:
         """The tensors in a binary tail; only for templates without JSON tensors."""
         if len(tail) != self.tail_bytes:
             raise InvalidRequest(
@@ -138,7 +138,7 @@ class Template:
 
 # Template, tensors in the order of the model's inputs, and id as the inside of a JSON string. A plain tuple, as one
 # is made for each request.
-Decoded = tuple[Template, tuple[Buffer, ...], bytes]
+Decoded = tuple[Template, tuple[Wire, ...], bytes]
 
 
 def decode(model: ModelView, body: Body, header_length: int | None) -> Decoded:
@@ -191,12 +191,12 @@ def _decode_new(model: ModelView, text: Buffer, tail: Body) -> Decoded:
     return template.held(), tensors, msgspec.json.encode(str(head.id))[1:-1]
 
 
-def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, tail: Body) -> tuple[Buffer, ...]:
+def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, tail: Body) -> tuple[Wire, ...]:
     """Tensors of a request of which at least one is JSON."""
     if len(tail) != template.tail_bytes:
         template.split(tail)  # raises
     by_name = {given.name: given for given in head.inputs}
-    tensors: list[Buffer] = []
+    tensors: list[Wire] = []
     in_memory = template.in_memory or (None,) * len(template.slices)
     for spec, shape, place, item in zip(config.inputs, template.shapes, template.slices, in_memory, strict=True):
         if item is not None and template.memory is not None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from efserve.codec.regions import ClientMemory, RegionPlace
 from efserve.codec.v2_json import InputHead
 from efserve.errors import InvalidRequest
-from efserve.inference import Buffer
+from efserve.inference import Wire
 from efserve.model_config import ModelConfig
 from efserve.tensors import ABSENT_DIM, Shape, TensorSpec, byte_size, bytes_element_ends
 
@@ -21,7 +21,7 @@ class MemoryInput(NamedTuple):
     elements: int  # of BYTES; -1 for other datatypes
     what: str  # its name for errors
 
-    def read(self, memory: ClientMemory) -> Buffer:
+    def read(self, memory: ClientMemory) -> Wire:
         """Its bytes; strings are checked, and copied first, so that they stay what was checked."""
         data = memory.read(self.place)
         if self.elements < 0:

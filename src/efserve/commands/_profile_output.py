@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from efserve.profiler.grid import ProfileResult
+    from efserve.profiler.pair_runs import PairsResult
     from efserve.profiler.progress import Progress
 
 
@@ -87,3 +88,26 @@ def _json(result: "ProfileResult", slo_ms: float | None) -> bytes:
     ]
     whole = {"device": result.device, "slo_ms": slo_ms, "profiles": profiles, "failures": result.failures}
     return msgspec.json.format(msgspec.json.encode(whole), indent=2)
+
+
+def print_pairs(result: "PairsResult", config: ProfileConfig) -> None:
+    """The table of slowdowns, then the files; with --json the file's content on stdout."""
+    import msgspec
+
+    from efserve.console import err, out
+    from efserve.reports.pairs_plot import plot_pairs
+    from efserve.reports.pairs_table import pairs_remarks, pairs_table
+
+    console = err() if config.json else out()
+    if result.content is not None and result.content.pairs:
+        console.print(pairs_table(result.content))
+        for line in pairs_remarks(result.content):
+            console.print(line, markup=False)
+        files = [result.path]
+        if config.plot:
+            files.append(result.path.with_suffix(".png"))
+            plot_pairs(result.content, files[-1])
+        console.print(f"-> {', '.join(map(str, files))}", markup=False, soft_wrap=True)
+    if config.json:
+        whole = {"measured": result.content, "failures": result.failures}
+        click.echo(msgspec.json.format(msgspec.json.encode(whole), indent=2))

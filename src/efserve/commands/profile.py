@@ -58,7 +58,7 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
 @click.option("--model", multiple=True, help="Profile only this model; repeatable.  [default: all]")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "python"]),
+    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "tensorrt", "python"]),
     multiple=True,
     default=("auto",),
     show_default=True,
@@ -120,11 +120,22 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
 @click.option("--resume", is_flag=True, help="Keep the rows that are there and measure only what is missing.")
 @click.option("--force", is_flag=True, help="Measure afresh; rows that are there are lost.")
 @click.option(
+    "--pairs",
+    is_flag=True,
+    help="Measure instead how much each two models slow each other down, side by side on complementary shares.",
+)
+@click.option(
     "--slo",
     "slo_ms",
     type=click.FloatRange(0, min_open=True),
     metavar="MS",
     help="Also name the most throughput with p99_ms, the latency of a batch in its worker, within MS.",
+)
+@click.option(
+    "--roofline",
+    is_flag=True,
+    help="Count operations and bytes of the ONNX models, measure the device's limits, and compare. Runs no model, but "
+    "with --grid or --pairs, which go first.",
 )
 @click.option("--plot", is_flag=True, help="Draw latency and throughput over the batch, as PNG beside each CSV file.")
 @click.option("--json", is_flag=True, help="Print the result as JSON on stdout; the tables go to stderr.")
@@ -140,8 +151,10 @@ def command(
     """Measure latency over batch sizes and shares of the device.
 
     Runs each model on each of its engines in a worker process per share (on a CPU: so many cores), and writes a CSV
-    file with a row for each batch and share. docs/profile.md tells each column.
+    file with a row for each batch and share. With --pairs, runs each two models side by side and writes pairs.json,
+    which `efserve plan --interference` reads. docs/profile.md tells each column.
     """
+    from efserve.commands._roofline_output import show_roofline
     from efserve.reports.profile_plot import require_matplotlib
 
     config = ProfileConfig(
@@ -157,12 +170,18 @@ def command(
         raise UsageError("--resume keeps the rows that are there, --force drops them: give one of the two")
     if config.cores and config.shares:
         raise UsageError("--cores and --shares are two ways to say the same: give one of the two")
+    also_runs = config.grid or config.pairs
+    if config.roofline and also_runs and config.json:
+        raise UsageError("--json prints one result: run --roofline --json by itself, after the other")
+    if config.roofline and config.engine and "onnx" not in config.engine:
+        raise UsageError(f"--engine {config.engine[0]}: the roofline reads ONNX files only; leave --engine out")
     if config.plot:
         require_matplotlib()
     try:
-        failures = _profile(config)
+        failures = () if config.roofline and not also_runs else _profile(config)
+        failures += show_roofline(config) if config.roofline else ()
     except KeyboardInterrupt:
-        click.echo("Interrupted. The rows measured so far are kept; the same command with --resume goes on.", err=True)
+        click.echo("Interrupted. What was measured so far is kept; the same command with --resume goes on.", err=True)
         click.get_current_context().exit(INTERRUPTED)
     if failures:
         click.get_current_context().exit(1)
@@ -170,11 +189,14 @@ def command(
 
 def _profile(config: ProfileConfig) -> tuple[str, ...]:
     """Measure and print; what could not be measured."""
-    from efserve.commands._profile_output import print_profiles, progress_bar
+    from efserve.commands._profile_output import print_pairs, print_profiles, progress_bar
     from efserve.console import err
-    from efserve.profiler.grid import run
+    from efserve.profiler import grid, pair_runs
 
     with progress_bar(err()) as on_progress:
-        result = run(config, on_progress)
-    print_profiles(result, config)
-    return result.failures
+        measured = pair_runs.run(config, on_progress) if config.pairs else grid.run(config, on_progress)
+    if isinstance(measured, grid.ProfileResult):
+        print_profiles(measured, config)
+    else:
+        print_pairs(measured, config)
+    return measured.failures

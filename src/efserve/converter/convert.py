@@ -14,7 +14,7 @@ from efserve.converter.install import install, staging
 from efserve.converter.job import DEFAULT_OPSET, FILENAMES, ConvertJob, ConvertResult, Difference, Format, OnStep
 from efserve.converter.onnx_file import read_onnx, save
 from efserve.converter.parity import Case, check
-from efserve.devices.cpu import available_cores
+from efserve.devices.cpu import usable_cores_here
 from efserve.engines.base import Source, load
 from efserve.errors import ConfigError, ConversionFailed, UsageError
 from efserve.foreign import foreign
@@ -145,7 +145,7 @@ def _remarks(cases: tuple[Case, ...], keeps_config: bool) -> Iterator[str]:
 
 def _check(file_format: Format, version: Path, conversion: _Conversion, job: ConvertJob) -> tuple[Difference, ...]:
     """Runs the file in the engine that will serve it, with the config that it will have."""
-    source = Source(version, conversion.config, Partition(threads=len(available_cores())))
+    source = Source(version, conversion.config, Partition(threads=usable_cores_here()))
     with foreign(f"{FILENAMES[file_format]} was written, but it cannot be run", ConversionFailed):
         engine = load(file_format, source)
         try:

@@ -12,7 +12,7 @@ import onnx
 from efserve.converter.job import ConvertJob
 from efserve.converter.parity import BATCHES, Case, Run, compare, in_precision, random_inputs
 from efserve.converter.tensor_options import parse_shape
-from efserve.devices.cpu import available_cores
+from efserve.devices.cpu import usable_cores_here
 from efserve.engines.base import Engine, Source, load
 from efserve.errors import ConversionFailed, UsageError
 from efserve.foreign import foreign
@@ -73,7 +73,7 @@ def save(file: onnx.ModelProto, path: Path) -> None:
 def _engine(path: Path, name: str, job: ConvertJob) -> Engine:
     config = ModelConfig(name, default_model_filename=path.name)
     with foreign(f"onnxruntime cannot load {path.name}", ConversionFailed):
-        partition = Partition(threads=len(available_cores()))
+        partition = Partition(threads=usable_cores_here())
         return load("onnx", Source(path.parent, config, partition, job.max_batch, keeps=False))
 
 

@@ -17,7 +17,7 @@ from efserve.frontend.http2 import Http2Connection, Hub, Limits
 from efserve.frontend.port import Port
 from efserve.frontend.routes import Routes
 from efserve.frontend.service import Service
-from efserve.inference import Body, Buffer, InferRequest, Outcome
+from efserve.inference import Body, InferRequest, Outcome, Wire
 from efserve.transport.regions import ClientRegions
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ def _ignore(outcome: Outcome) -> None:
 
 
 def _request(
-    found: GrpcTemplate, tensors: tuple[Buffer, ...], done: Callable[[Outcome], None], arrival_ns: int
+    found: GrpcTemplate, tensors: tuple[Wire, ...], done: Callable[[Outcome], None], arrival_ns: int
 ) -> InferRequest:
     template = found.template
     return InferRequest(

@@ -1,15 +1,16 @@
-"""The routes about shared memory that clients register: system segments, and CUDA memory, which needs a GPU."""
+"""The routes about shared memory that clients register: system segments, and memory of GPUs."""
 
+from base64 import b64decode
 from typing import Annotated
 
 import msgspec
 
 from efserve.codec.v2_json import parse_as
-from efserve.errors import InvalidRequest, NotFound
+from efserve.errors import InvalidRequest
 from efserve.frontend.admin import Methods, Names
 from efserve.frontend.responses import Response, json_response
 from efserve.inference import Body
-from efserve.transport.regions import ClientRegions
+from efserve.transport.regions import CUDA, ClientRegions
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -20,6 +21,20 @@ class RegisterRequest(msgspec.Struct):
     key: str
     byte_size: Count
     offset: Count = 0
+
+
+class RawHandle(msgspec.Struct):
+    """What `cudaIpcGetMemHandle` gave, in base64."""
+
+    b64: str
+
+
+class CudaRegisterRequest(msgspec.Struct):
+    """Body of the registration of a GPU's memory."""
+
+    raw_handle: RawHandle
+    byte_size: Count
+    device_id: Count = 0
 
 
 class MemoryRoutes:
@@ -59,14 +74,21 @@ class MemoryRoutes:
         return Response()
 
     def _cuda_status(self, names: Names, body: Body) -> Response:
-        if "R" in names:
-            raise NotFound(f"Unable to find cuda shared memory region: '{names['R']}'")
-        return json_response([])
+        found = self._regions.regions(names.get("R", ""), CUDA)
+        return json_response([{"name": r.name, "device_id": r.device_id, "byte_size": r.size_bytes} for r in found])
 
     def _cuda_register(self, names: Names, body: Body) -> Response:
         self._regions.check_allowed()
-        raise InvalidRequest(f"failed to register CUDA shared memory region: '{names['R']}', GPUs not supported")
+        request = parse_as(CudaRegisterRequest, body, "the CUDA shared memory register request")
+        try:
+            handle = b64decode(request.raw_handle.b64, validate=True)
+        except ValueError as exc:
+            raise InvalidRequest(
+                f"raw_handle of CUDA shared memory region '{names['R']}' is not base64: {exc}"
+            ) from exc
+        self._regions.register_cuda(names["R"], handle, request.device_id, request.byte_size)
+        return Response()
 
     def _cuda_unregister(self, names: Names, body: Body) -> Response:
-        self._regions.check_allowed()
+        self._regions.unregister(names.get("R", ""), CUDA)
         return Response()

@@ -19,6 +19,7 @@ from efserve.inspection.programs import Ended, Program, run_all
 
 GPUS = "gpus"
 _CUDA_PROVIDER = "CUDAExecutionProvider"
+_AFTER_THE_OTHERS = {"tensorrt"}  # it makes a CUDA context, and so does onnxruntime
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,16 @@ class Library:
 
 
 def ask(names: tuple[str, ...], deadline_s: float) -> tuple[GpuFacts, dict[str, Library | None]]:
-    """The GPUs, and libraries by name; None stands for one that is not installed."""
-    installed = [name for name in names if importlib.util.find_spec(name) is not None]
-    ended = run_all({name: _program(name) for name in (GPUS, *installed)}, deadline_s)
+    """The GPUs, and libraries by name; None stands for one that is not installed.
+
+    Each has until the deadline. The GPUs come first, or they would tell of our own processes. Those that make a CUDA
+    context take turns: a GPU in the mode EXCLUSIVE_PROCESS takes one at a time.
+    """
+    installed = {name for name in names if importlib.util.find_spec(name) is not None}
+    turns = ({GPUS}, installed - _AFTER_THE_OTHERS, installed & _AFTER_THE_OTHERS)
+    ended: dict[str, Ended] = {}
+    for turn in turns:
+        ended |= run_all({name: _program(name) for name in turn}, deadline_s)
     found = {name: library_from(name, ended[name]) for name in installed}
     return gpus_from(ended[GPUS]), {name: found.get(name) for name in names}
 

@@ -58,10 +58,13 @@ async def run_program(
     deadline comes first; the program has been killed by then. Raises MpsFailed where it cannot be started at all.
     """
     sink = output.open("wb") if output else None
+    question, writer = os.pipe()
+    os.write(writer, stdin.encode())  # a line fits a pipe; that a program ends before it reads it is no error
+    os.close(writer)
     try:
         process = await asyncio.create_subprocess_exec(
             *command,
-            stdin=asyncio.subprocess.PIPE,
+            stdin=question,
             stdout=sink or asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=environment,
@@ -70,11 +73,12 @@ async def run_program(
     except OSError as exc:
         raise MpsFailed(f"cannot run {command[0]}: {exc.strerror}") from exc
     finally:
+        os.close(question)
         if sink:
             sink.close()
     try:
         async with asyncio.timeout(deadline_s):
-            said, _ = await process.communicate(stdin.encode())
+            said, _ = await process.communicate()
     except TimeoutError as exc:
         raise MpsHangs(
             f"{' '.join((Path(command[0]).name, *command[1:]))} does not end within {deadline_s:g} s"

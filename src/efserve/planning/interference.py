@@ -135,13 +135,17 @@ def fit(pairs: Sequence[Pair], loads: dict[str, Load]) -> Interference:
         coefficients = np.linalg.lstsq(terms[~out], measured[~out], rcond=None)[0]
         predicted = np.maximum(1.0, terms[out] @ coefficients)
         errors_pct[out] = 100 * np.abs(predicted - measured[out]) / measured[out]
+    slowdowns: dict[Beside, float] = {}  # the worst, where several batches were measured
+    for pair in pairs:
+        key = beside(pair.me, pair.my_pct, pair.you, pair.your_pct)
+        slowdowns[key] = max(1.0, pair.slowdown, slowdowns.get(key, 1.0))
     c0, c1, c2, c3, c4 = (float(c) for c in np.linalg.lstsq(terms, measured, rcond=None)[0])
     return Interference(
         (c0, c1, c2, c3, c4),
         dict(loads),
         float(errors_pct.mean()),
         float(np.percentile(errors_pct, 90)),
-        {beside(p.me, p.my_pct, p.you, p.your_pct): max(1.0, p.slowdown) for p in pairs},
+        slowdowns,
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from efserve.devices.cpu import available_cores
+from efserve.devices.cpu import usable_cores_here
 from efserve.engines.base import Source, load
 from efserve.errors import InferenceFailed, LoadFailed, NotFound
 from efserve.foreign import foreign
@@ -31,7 +31,7 @@ class LocalModel:
             raise NotFound(f"model '{name}' has no version {wanted} in {repository}; it has {has}")
         chosen = folder.resolve(int(wanted), engine)
         with foreign(f"model '{name}' cannot be loaded", LoadFailed):
-            source = Source(chosen.folder, chosen.config, Partition(threads=len(available_cores())))
+            source = Source(chosen.folder, chosen.config, Partition(threads=usable_cores_here()))
             self._engine = load(chosen.engine, source)
         self.config = self._engine.config
         self._labels = read_labels(folder.path, self.config)

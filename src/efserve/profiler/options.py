@@ -19,6 +19,7 @@ class ProfileConfig:
     device: str = "auto"  # a GPU where there is one, else the CPU; or cpu, gpu0, gpu1, ..., a uuid
     cores: tuple[int, ...] = ()
     shares: tuple[float, ...] = ()  # in percent
+    pairs: bool = False
     shape: dict[str, tuple[int, ...]] = field(default_factory=dict)  # input -> dims, without a batch
     min_repetitions: int = 20
     min_time_s: float = 1.0
@@ -26,5 +27,6 @@ class ProfileConfig:
     resume: bool = False
     force: bool = False
     slo_ms: float | None = None
+    roofline: bool = False
     plot: bool = False
     json: bool = False

@@ -82,6 +82,7 @@ class Feeder:
         self._error: EfserveError | None = None
         self._over: asyncio.Future[None] | None = None
         self._partner: Feeder | None = None
+        self._counted = 0  # batches that count for `repetitions`
 
     def __repr__(self) -> str:
         return f"Feeder(done={len(self._batches)}, at_worker={len(self._sent_ns)}, error={self._error})"
@@ -97,10 +98,10 @@ class Feeder:
     ) -> list[Batch]:
         """Run the request at least so often and so long, `depth` at a time; the batches in the order they ended.
 
-        With a partner that is fed at the same time, goes on until the partner has had enough too. Raises what the model
-        raised, or MeasurementFailed when the worker died or a batch does not end.
+        With a partner that is fed at the same time, both go on until each has had so many since the other's first.
+        Raises what the model raised, or MeasurementFailed when the worker died or a batch does not end.
         """
-        self._partner = partner
+        self._partner, self._counted = partner, 0
         self._batches, self._request, self._repetitions = [], request, repetitions
         self._end_ns = time.monotonic_ns() + int(time_s * NS_PER_S)
         self._over = asyncio.get_running_loop().create_future()
@@ -113,7 +114,7 @@ class Feeder:
         return self._batches
 
     def _has_enough(self, now_ns: int) -> bool:
-        return self._error is not None or (len(self._batches) >= self._repetitions and now_ns >= self._end_ns)
+        return self._error is not None or (self._counted >= self._repetitions and now_ns >= self._end_ns)
 
     async def _wait(self, over: "asyncio.Future[None]") -> None:
         done_before = -1
@@ -138,7 +139,9 @@ class Feeder:
         else:
             assert timing is not None  # a batch without one has failed
             span_ms = (timing.output_ns - timing.start_ns) / NS_PER_MS
-            self._batches.append(Batch(span_ms, (now_ns - sent_ns) / NS_PER_MS, timing.output_ns, None))
+            device_ms = timing.device_ns / NS_PER_MS if timing.device_ns else None
+            self._batches.append(Batch(span_ms, (now_ns - sent_ns) / NS_PER_MS, timing.output_ns, device_ms))
+            self._counted += self._partner is None or bool(self._partner._batches)
         partner_has_enough = self._partner is None or self._partner._has_enough(now_ns)
         if self._error is None and not (self._has_enough(now_ns) and partner_has_enough):
             self._send(worker, slot)
@@ -244,6 +247,15 @@ def peak_memory_bytes(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise MeasurementFailed(f"/proc/{pid}/status has no VmHWM: process {pid} has ended")
+
+
+def processor_s(pid: int) -> float:
+    """Processor time of all threads of a process, finer than clock ticks; MeasurementFailed when it is gone."""
+    try:
+        tasks = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    except OSError as exc:
+        raise MeasurementFailed(f"the worker, process {pid}, is gone") from exc
+    return sum(int(task.split()[0]) for task in tasks) / NS_PER_S
 
 
 def input_shapes(config: ModelConfig, shape: dict[str, Shape]) -> dict[str, Shape]:

@@ -19,13 +19,13 @@ def heat_map(
     text: Callable[[float], str],
     title: str,
     *,
-    reverse: bool = False,
+    colors: str = "viridis",
     limits: tuple[float, float] | None = None,
     log: bool = True,
 ) -> None:
     """Draw cells (row, column) -> value > 0, rows from below; those missing stay grey.
 
-    `names` are those of rows and columns, `text` writes a value, `reverse` is for values of which less is better.
+    `names` are those of rows and columns, `text` writes a value; `limits` are the ends of the colours.
     """
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
@@ -38,7 +38,7 @@ def heat_map(
     differ = high > low
     norm = (LogNorm if log else Normalize)(low, high if differ else low * 1.01)
     axes.set_facecolor("0.9")
-    image = axes.imshow(values, norm=norm, cmap="viridis_r" if reverse else "viridis", aspect="auto", origin="lower")
+    image = axes.imshow(values, norm=norm, cmap=colors, aspect="auto", origin="lower")
     for axis, labels in ((axes.yaxis, rows), (axes.xaxis, columns)):
         every = -(-len(labels) // MOST_NAMES)
         axis.set_ticks(range(0, len(labels), every), labels[::every])

@@ -96,7 +96,7 @@ def _heat_maps(latency: "Axes", throughput: "Axes", rows: Sequence[ProfileRow], 
         (throughput, "throughput (inferences/s)", lambda row: row.throughput_per_s, _short),
     ):
         cells = {places[row.key]: value for row in rows if (value := _value(row, of_row)) is not None}
-        heat_map(axes, cells, names, text, name, reverse=axes is latency)
+        heat_map(axes, cells, names, text, name, colors="viridis_r" if axes is latency else "viridis")
         axes.set_xlabel("batch (rows)")
         axes.set_ylabel("share")
     best = best_by_throughput(rows)

@@ -6,7 +6,7 @@ from hashlib import blake2b
 from uuid import uuid4
 
 from efserve.counters import ModelCounters
-from efserve.inference import InferRequest, Outcome, Outputs
+from efserve.inference import Buffer, InferRequest, Outcome, Outputs
 
 _ENTRY_BYTES = 256  # about what an entry costs beside its tensors
 
@@ -78,7 +78,7 @@ def request_key(owner: bytes, request: InferRequest) -> bytes:
     digest = blake2b(owner, digest_size=32)
     for shape, tensor in zip(request.shapes, request.tensors, strict=True):
         digest.update(b"%r %d " % (shape, len(tensor)))
-        digest.update(tensor)
+        digest.update(tensor if isinstance(tensor, Buffer) else bytes(tensor))
     return digest.digest()
 
 

@@ -15,7 +15,7 @@ from efserve.devices.cpu import available_cores
 from efserve.errors import EfserveError, InvalidRequest, LoadFailed, Unavailable, UsageError
 from efserve.frontend.service import LoadOverrides
 from efserve.planning.plan import read_plan
-from efserve.repository import ModelFolder, fingerprint, model_folders, read_labels, scan
+from efserve.repository import ModelFolder, ModelVersion, fingerprint, model_folders, read_labels, scan
 from efserve.room import room_here
 from efserve.server.allotment import Allotment, Allotted, check_names
 from efserve.server.catalog import Catalog
@@ -254,14 +254,18 @@ class RepositoryControl:
     def _versions(self, folder: ModelFolder, allotted: Allotted) -> list[ServedVersion]:
         numbers = _check_versions(folder)
         labels = read_labels(folder.path, folder.config)
-        engines = allotted.planned.engines if allotted.planned else (self._options.engine,)
-        resolved = [[folder.resolve(number, engine) for engine in engines] for number in numbers]  # raises for no file
+        found = [allotted.of(self._resolved(folder, number, allotted)) for number in numbers]
         return [
-            ServedVersion(
-                allotted.of(first), labels, self._options, allotted.partitions, self._shared, allotted.planned
-            )
-            for first, *_ in resolved
+            ServedVersion(version, labels, self._options, allotted.partitions, self._shared, allotted.planned)
+            for version in found
         ]
+
+    def _resolved(self, folder: ModelFolder, number: int, allotted: Allotted) -> ModelVersion:
+        """A version with what runs it; where a plan names several engines, with the first of them."""
+        if allotted.planned is None:
+            return folder.resolve(number, self._options.engine_for(folder, number))
+        first, *_ = [folder.resolve(number, engine) for engine in allotted.planned.engines]  # each must have its file
+        return first
 
     async def _start(self, versions: Collection[ServedVersion]) -> None:
         # First, for a worker that misses its daemon runs without it and says nothing.
@@ -319,6 +323,7 @@ def _check_plan_alone(options: ServeConfig) -> None:
         "--instances": options.instances,
         "--threads": options.threads,
         "--share": options.share,
+        "--trt": options.trt,
         "--max-batch": options.max_batch,
         "--queue-delay-us": options.queue_delay_us is not None,
         "--model-control-mode": options.model_control_mode != "none",

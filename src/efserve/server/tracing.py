@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from efserve.errors import InvalidRequest, Unsupported
-from efserve.inference import BatchTiming, Buffer, InferRequest, Outcome
+from efserve.inference import BatchTiming, InferRequest, Outcome, Wire
 from efserve.model_config import ModelConfig
 from efserve.tensors import ABSENT_DIM, Shape, TensorSpec, to_array
 
@@ -146,8 +146,8 @@ def _tensors(config: ModelConfig, request: InferRequest, outcome: Outcome) -> li
     return told
 
 
-def _tensor(activity: str, spec: TensorSpec, shape: Shape, data: Buffer) -> dict[str, str]:
-    array = to_array(memoryview(data), spec.datatype, shape)
+def _tensor(activity: str, spec: TensorSpec, shape: Shape, data: Wire) -> dict[str, str]:
+    array = to_array(bytes(data), spec.datatype, shape)
     if spec.datatype == "BF16":
         array = (array.astype(np.uint32) << 16).view(np.float32)
     texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in array.ravel()]

@@ -246,10 +246,12 @@ class ServedVersion:
         try:
             try:
                 facts = await worker.start(self._options.load_timeout_s)
-                await self._mps.confirm(worker.spec.partition, facts)
+                await self._mps.confirm(worker.spec.partition, facts.pid, facts.obtained)
             except LoadFailed as exc:
                 await worker.stop(0)
                 return str(exc)
+            if died.done():  # while the daemon was asked
+                return await died
             self._log_remarks(facts)
             self._enter(number, facts.config)
             if not started.done():

@@ -1,42 +1,119 @@
-"""Shared memory that clients bring: POSIX segments by name, mapped when they are registered.
+"""Memory that clients bring: POSIX segments by name, and memory of a GPU by its handle; opened when it is registered.
 
-Whoever reads or writes a region holds its mapping, so it may be unregistered at any time. A segment that was cut short
-after it was registered is noticed when it is used.
+Whoever reads or writes a region holds its memory, so it may be unregistered at any time. Segments are read and written
+as files, not mapped: one that a client cuts short meanwhile is then an error, where a mapping would end this process.
 """
 
-import mmap
 import os
 import stat
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from efserve.codec.regions import RegionPlace
 from efserve.errors import InferenceFailed, InvalidRequest, NotFound, ServerError, Unsupported
 from efserve.inference import Buffer
+from efserve.transport.cuda_memory import CudaMemory, Driver, cuda_driver
 
 SEGMENTS = "/dev/shm"  # where Linux shows the names that shm_open knows
 DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
+SYSTEM, CUDA = "system", "cuda"
+
+
+class Memory(Protocol):
+    """Memory of a client. Its end is this object's: whoever uses it keeps it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How large it is now."""
+
+    def read(self, offset: int, target: memoryview) -> bool:
+        """Fill the target from there; False where there is not so much."""
+
+    def write(self, offset: int, data: Buffer) -> None: ...
+
+
+class Segment:
+    """A POSIX segment, by its open descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __repr__(self) -> str:
+        return f"<Segment {self._fd}>"
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    @property
+    def size_bytes(self) -> int:
+        """See `Memory`."""
+        return os.fstat(self._fd).st_size
+
+    def read(self, offset: int, target: memoryview) -> bool:
+        """See `Memory`."""
+        while len(target):
+            count = os.preadv(self._fd, [target], offset)
+            if not count:
+                return False
+            target, offset = target[count:], offset + count
+        return True
+
+    def write(self, offset: int, data: Buffer) -> None:
+        """See `Memory`."""
+        rest = memoryview(data)
+        while len(rest):
+            count = os.pwrite(self._fd, rest, offset)
+            rest, offset = rest[count:], offset + count
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A registered part of a segment: `size_bytes` from `offset` on."""
+    """A registered part of a client's memory: `size_bytes` from `offset` on."""
 
+    kind: str  # SYSTEM or CUDA
     name: str
-    key: str
+    key: str  # of a segment
     offset: int
     size_bytes: int
-    memory: mmap.mmap = field(repr=False)  # of the segment from its beginning
+    memory: Memory = field(repr=False)
+    device_id: int = 0  # of CUDA memory
 
-    def range_of(self, place: RegionPlace) -> tuple[int, int]:
-        """Where a place lies in `memory`; InvalidRequest when it is not all in the region, or no more there."""
+    def start_of(self, place: RegionPlace) -> int:
+        """Where a place begins in `memory`; InvalidRequest when it is not all in the region, or no more there."""
         if place.offset >= self.size_bytes:
             raise InvalidRequest(f"Invalid offset for shared memory region: '{self.name}'")
         if place.offset + place.size_bytes > self.size_bytes:
             raise InvalidRequest(f"Invalid offset + byte size for shared memory region: '{self.name}'")
         start = self.offset + place.offset
-        if start + place.size_bytes > self.memory.size():
-            raise InvalidRequest(f"shared memory region '{self.name}' was cut short after it was registered")
-        return start, start + place.size_bytes
+        if start + place.size_bytes > self.memory.size_bytes:
+            raise self.cut_short()
+        return start
+
+    def cut_short(self) -> InvalidRequest:
+        """What to say when less is there than was registered."""
+        return InvalidRequest(f"shared memory region '{self.name}' was cut short after it was registered")
+
+
+@dataclass(frozen=True, slots=True)
+class RegionBytes:
+    """A part of a region to read from; see `Borrowed`."""
+
+    region: Region
+    start: int
+    size_bytes: int
+
+    def __len__(self) -> int:
+        return self.size_bytes
+
+    def __bytes__(self) -> bytes:
+        copied = bytearray(self.size_bytes)
+        self.copy_to(memoryview(copied))
+        return bytes(copied)
+
+    def copy_to(self, target: memoryview) -> None:
+        """Fill the target, which is as large."""
+        if not self.region.memory.read(self.start, target):
+            raise self.region.cut_short()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,69 +132,79 @@ class RegionWindow:
         """Put the data to the front; InferenceFailed where it does not fit."""
         if len(data) > self.size_bytes:
             raise InferenceFailed(f"{len(data)} bytes do not fit {self.size_bytes} bytes of '{self.region.name}'")
-        start, _ = self.region.range_of(self.place)
-        self.region.memory[start : start + len(data)] = data
+        self.region.memory.write(self.region.start_of(self.place), data)
 
 
 class ClientRegions:
     """The regions of all clients, by name."""
 
-    def __init__(self, *, allowed: bool = False) -> None:
+    def __init__(self, *, allowed: bool = False, driver: Driver | None = None) -> None:
+        """`driver`: of the GPUs; None: this machine's, where it has one."""
         self._allowed = allowed
+        self._driver = driver
         self._regions: dict[str, Region] = {}
 
     def __repr__(self) -> str:
         return f"<ClientRegions {list(self._regions)}>"
 
     def register(self, name: str, key: str, offset: int, size_bytes: int) -> None:
-        """Map `size_bytes` from `offset` on of the segment that shm_open knows as `key`.
+        """Take `size_bytes` from `offset` on of the segment that shm_open knows as `key`.
 
         Raises Unsupported where clients may not do so, ServerError for a segment that cannot be opened, and
         InvalidRequest for a name that is taken or a part that is not in the segment.
         """
-        self.check_allowed()
-        if name in self._regions:
-            raise InvalidRequest(f"shared memory region '{name}' already in manager")
+        self._check_free(name)
         fd = _open(key)
+        facts = os.fstat(fd)
+        memory = Segment(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ServerError(f"Invalid shared memory region: '{key}'")
+        if size_bytes < 1 or offset + size_bytes > facts.st_size:
+            raise InvalidRequest(
+                f"failed to register shared memory region '{name}': invalid args: {size_bytes} bytes from offset "
+                f"{offset} on are not in '{key}', which has {facts.st_size}"
+            )
+        self._regions[name] = Region(SYSTEM, name, key, offset, size_bytes, memory)
+
+    def register_cuda(self, name: str, handle: bytes, device_id: int, size_bytes: int) -> None:
+        """Take memory of a GPU that another process shares by the handle of `cudaIpcGetMemHandle`.
+
+        Raises Unsupported where clients may not do so, and InvalidRequest for a name that is taken, without a GPU, or
+        where the driver does not open the handle.
+        """
+        self._check_free(name)
+        driver = self._driver or cuda_driver()
+        if driver is None:
+            raise InvalidRequest(f"failed to register CUDA shared memory region: '{name}', GPUs not supported")
         try:
-            facts = os.fstat(fd)
-            if not stat.S_ISREG(facts.st_mode):
-                raise ServerError(f"Invalid shared memory region: '{key}'")
-            if size_bytes < 1 or offset + size_bytes > facts.st_size:
-                raise InvalidRequest(
-                    f"failed to register shared memory region '{name}': invalid args: {size_bytes} bytes from offset "
-                    f"{offset} on are not in '{key}', which has {facts.st_size}"
-                )
-            self._regions[name] = Region(name, key, offset, size_bytes, mmap.mmap(fd, offset + size_bytes))
-        finally:
-            os.close(fd)
+            memory = CudaMemory(driver, handle, device_id, size_bytes)
+        except OSError as exc:
+            raise InvalidRequest(f"failed to register CUDA shared memory region '{name}': {exc}") from exc
+        self._regions[name] = Region(CUDA, name, "", 0, size_bytes, memory, device_id)
 
-    def unregister(self, name: str = "") -> None:
-        """Forget a region, or all; requests that use it are not disturbed. An unknown name is no error."""
+    def unregister(self, name: str = "", kind: str = SYSTEM) -> None:
+        """Forget a region, or all of a kind; requests that use it are not disturbed. An unknown name is no error."""
         self.check_allowed()
-        if name:
-            self._regions.pop(name, None)
-        else:
-            self._regions.clear()
+        for region in list(self._regions.values()):
+            if region.kind == kind and name in ("", region.name):
+                del self._regions[region.name]
 
-    def regions(self, name: str = "") -> list[Region]:
-        """The region of that name, or all; NotFound."""
-        if not name:
-            return list(self._regions.values())
-        if name not in self._regions:
-            raise NotFound(f"Unable to find system shared memory region: '{name}'")
-        return [self._regions[name]]
+    def regions(self, name: str = "", kind: str = SYSTEM) -> list[Region]:
+        """The region of that name, or all of a kind; NotFound."""
+        found = [region for region in self._regions.values() if region.kind == kind and name in ("", region.name)]
+        if name and not found:
+            raise NotFound(f"Unable to find {kind} shared memory region: '{name}'")
+        return found
 
-    def read(self, place: RegionPlace) -> memoryview:
-        """The bytes at a place, without a copy."""
+    def read(self, place: RegionPlace) -> RegionBytes:
+        """The bytes at a place, to be copied when they are used."""
         region = self._find(place)
-        start, end = region.range_of(place)
-        return memoryview(region.memory)[start:end]
+        return RegionBytes(region, region.start_of(place), place.size_bytes)
 
     def window(self, place: RegionPlace) -> RegionWindow:
         """The place, to write to it later."""
         region = self._find(place)
-        region.range_of(place)
+        region.start_of(place)
         return RegionWindow(region, place)
 
     def _find(self, place: RegionPlace) -> Region:
@@ -125,6 +212,11 @@ class ClientRegions:
         if region is None:
             raise NotFound(f"Unable to find shared memory region: '{place.region}'")
         return region
+
+    def _check_free(self, name: str) -> None:
+        self.check_allowed()
+        if name in self._regions:
+            raise InvalidRequest(f"shared memory region '{name}' already in manager")
 
     def check_allowed(self) -> None:
         """Raise Unsupported unless clients may register memory here."""

@@ -6,7 +6,8 @@ Request bytes are written straight to their place in the batch, and each output 
 from collections.abc import Sequence
 from mmap import mmap
 
-from efserve.inference import InferRequest, Outputs, OutputTensor
+from efserve.errors import EfserveError
+from efserve.inference import Buffer, InferRequest, Outcome, Outputs, OutputTensor, Wire
 from efserve.model_config import ModelConfig
 from efserve.tensors import Shape, TensorSpec, bytes_element_ends
 from efserve.transport import messages
@@ -26,11 +27,14 @@ class Exchange:
         self._has_strings = any(spec.datatype == "BYTES" for spec in config.inputs)
         self._runs: dict[tuple[int, int, tuple[Shape, ...]], tuple[bytes, tuple[int, ...]]] = {}
         self._layouts: dict[bytes, tuple[int, tuple[Piece, ...]]] = {}
+        self._unread: dict[int, dict[int, EfserveError]] = {}  # slot -> requests, by identity, of the batch in it
 
     def write(self, slot: int, requests: Sequence[InferRequest]) -> bytes:
         """Put the requests into the slot as one batch; the RUN message for it. OSError where memory cannot grow."""
         first = requests[0]
         rows = first.rows if len(requests) == 1 else sum([request.rows for request in requests])
+        if self._unread:  # of a batch that failed
+            self._unread.pop(slot, None)
         key = (slot, rows, first.shapes)
         message, offsets = self._runs.get(key) or self._lay_out(key, requests)
         memory = self._inputs[slot].map
@@ -38,9 +42,31 @@ class Exchange:
             for request in requests:
                 tensor = request.tensors[index]
                 end = at + len(tensor)
-                memory[at:end] = tensor
+                try:
+                    memory[at:end] = tensor  # type: ignore[assignment]  # what is no buffer raises
+                except TypeError:  # no buffer, but bytes in a client's memory
+                    self._fetch(slot, request, tensor, memoryview(memory)[at:end])
                 at = end
         return message
+
+    def _fetch(self, slot: int, request: InferRequest, tensor: Wire, target: memoryview) -> None:
+        """Copy what lies in a client's memory; where it is gone, the batch runs on zeros in its place."""
+        assert not isinstance(tensor, Buffer)
+        try:
+            tensor.copy_to(target)
+        except EfserveError as error:
+            target[:] = bytes(len(target))
+            self._unread.setdefault(slot, {})[id(request)] = error
+        finally:
+            target.release()
+
+    def outcomes(self, slot: int, requests: Sequence[InferRequest], done: bytes) -> list[Outcome]:
+        """What each request is answered after a DONE message: its outputs, or why its inputs could not be read."""
+        unread = self._unread.pop(slot, {})
+        outputs = self.read(slot, requests, done)
+        if not unread:
+            return [*outputs]
+        return [unread.get(id(request), found) for request, found in zip(requests, outputs, strict=True)]
 
     def read(self, slot: int, requests: Sequence[InferRequest], done: bytes) -> list[Outputs]:
         """The outputs of each request, copied out of the slot that a DONE message tells of."""

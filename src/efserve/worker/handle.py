@@ -233,7 +233,7 @@ class Worker:
         match message[0]:
             case messages.DONE:
                 slot = message[1]
-                outcomes: list[Outcome] = [*self._exchange.read(slot, self._running[slot], message)]
+                outcomes = self._exchange.outcomes(slot, self._running[slot], message)
                 self._finish(slot, outcomes, BatchTiming._make(messages.DONE_HEAD.unpack_from(message)[2:]))
             case messages.ERROR:
                 slot = message[1]

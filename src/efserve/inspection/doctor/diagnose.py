@@ -1,6 +1,6 @@
 """The table of checks, and what efserve can do on a machine that has these facts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from efserve.devices.nvml import NO_DRIVER
@@ -89,26 +89,27 @@ def judged(facts: Facts) -> Diagnosis:
     return Diagnosis(tuple(findings), tuple(_abilities(facts, findings)))
 
 
-def _abilities(facts: Facts, findings: list[Finding]) -> list[str]:
-    works = {finding.check for finding in findings if finding.state in {State.OK, State.WARNING}}
-    formats = [
-        format_
-        for format_, check in (("ONNX", "onnxruntime"), ("TorchScript", "torch"), ("TensorRT", "TensorRT"))
-        if check in works
-    ]
-    abilities = [
-        f"serves {' and '.join(formats) or 'Python'} models on {facts.cpu.usable_cores} cores of the CPU; a share is "
-        "a set of whole cores"
-    ]
-    if facts.gpu.gpus:
-        abilities.append(_gpu_ability(facts, works))
-    return abilities
-
-
-def _gpu_ability(facts: Facts, works: set[str]) -> str:
+def _abilities(facts: Facts, findings: Sequence[Finding]) -> Iterator[str]:
+    here = {name for name, library in facts.libraries.items() if library is not None and not library.problem}
+    formats = _formats({"onnxruntime", "torch"} & here)
+    yield f"serves {formats} models on {facts.cpu.usable_cores} cores of the CPU; a share is a set of whole cores"
+    if not facts.gpu.gpus:
+        return
     names = ", ".join(sorted({each.name for each in facts.gpu.gpus}))
-    if "MPS daemon" in works and facts.mps.control_program:
-        return f"serves on {names}; a share is a part of the SMs, by MPS"
-    if gpu.version_of(facts.gpu.cuda_version) >= gpu.GREEN_CONTEXTS_FROM:
-        return f"serves on {names}; a share is a green context, and workers take turns"
-    return f"serves on {names}, whole: without MPS and green contexts there are no shares"
+    works = {finding.check for finding in findings if finding.state in {State.OK, State.WARNING}}
+    if not works & _FORMATS.keys():
+        yield f"cannot serve on {names} before the problems above are mended"
+    elif "MPS daemon" in works and facts.mps.control_program:
+        yield f"serves {_formats(works)} models on {names}; a share is a part of the SMs, by MPS"
+    elif gpu.version_of(facts.gpu.cuda_version) >= gpu.GREEN_CONTEXTS_FROM:
+        yield f"serves {_formats(works)} models on {names}; a share is a green context, and workers take turns"
+    else:
+        yield f"serves {_formats(works)} models on {names}, whole: without MPS and green contexts there are no shares"
+
+
+def _formats(checks: set[str]) -> str:
+    """The formats that the libraries of these names run; Python models need none."""
+    return ", ".join([format_ for check, format_ in _FORMATS.items() if check in checks] + ["Python"])
+
+
+_FORMATS = {"onnxruntime": "ONNX", "torch": "TorchScript", "TensorRT": "TensorRT"}

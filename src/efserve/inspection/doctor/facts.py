@@ -28,7 +28,7 @@ class Hardware:
 class MpsDaemon:
     """A control daemon of MPS that runs, whoever started it."""
 
-    pid: int
+    pid: int  # 0: it runs out of sight, and is known by its pipe directory
     uid: int
     pipe_directory: str  # empty: its environment may not be read
     problem: str = ""  # why it does not answer; empty: it does, or cannot be asked

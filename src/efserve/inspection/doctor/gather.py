@@ -46,16 +46,17 @@ _ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnx
 def gather(deadline_s: float) -> Facts:
     """All facts of this machine; each library and the driver have until the deadline to answer."""
     gpu, libraries = ask(tuple(LIBRARIES), deadline_s)
+    environment = cuda_environment()
     return Facts(
         gpu=gpu,
         hardware=hardware(),
-        mps=mps_facts(_CONTROL, _MPS_DEADLINE_S),
+        mps=mps_facts(_CONTROL, _MPS_DEADLINE_S, environment.get("CUDA_MPS_PIPE_DIRECTORY", "")),
         container=container(),
         cpu=host_cpu(),
         host=host(),
         libraries=libraries,
         distributions=dict(_distributions()),
-        cuda_environment=cuda_environment(),
+        cuda_environment=environment,
     )
 
 
@@ -72,8 +73,12 @@ def hardware(root: Path = Path("/")) -> Hardware:
     )
 
 
-def mps_facts(control: str, deadline_s: float, root: Path = Path("/")) -> MpsFacts:
-    """The daemons that run, each asked for its servers by the program `control`."""
+def mps_facts(control: str, deadline_s: float, pipe_directory: str = "", root: Path = Path("/")) -> MpsFacts:
+    """The daemons that run, each asked for its servers by the program `control`.
+
+    `pipe_directory` is where CUDA programs started here would look for a daemon: it may be of one that runs outside of
+    this container, and is one if it answers.
+    """
     found = shutil.which(control) or ""
     daemons, server_uids = [], set()
     for folder in (root / "proc").glob("[0-9]*"):
@@ -81,29 +86,38 @@ def mps_facts(control: str, deadline_s: float, root: Path = Path("/")) -> MpsFac
         if program == _SERVER:
             server_uids.add(_uid(folder))
         elif program == _CONTROL and _is_daemon(folder):
-            environment = dict(
-                entry.partition("=")[::2] for entry in read_text(folder / "environ").split("\0") if "=" in entry
-            )
-            pipes = environment.get("CUDA_MPS_PIPE_DIRECTORY", _DEFAULT_PIPES) if environment else ""
-            daemons.append(MpsDaemon(int(folder.name), _uid(folder), pipes))
+            daemons.append(MpsDaemon(int(folder.name), _uid(folder), _pipe_directory(folder)))
     if found:
+        inherited = Path(pipe_directory) if pipe_directory else root / _DEFAULT_PIPES.lstrip("/")
+        if str(inherited) not in {each.pipe_directory for each in daemons} and (inherited / "control").exists():
+            daemons.append(MpsDaemon(0, _uid(inherited), str(inherited)))
         programs = NvidiaPrograms(control=found, deadline_s=deadline_s)
         daemons = asyncio.run(_asked(programs, daemons))
     return MpsFacts(found, tuple(sorted(daemons, key=lambda daemon: daemon.pid)), tuple(sorted(server_uids)))
 
 
+def _pipe_directory(folder: Path) -> str:
+    """Of the daemon with this folder in /proc; empty where its environment is out of sight."""
+    entries = [entry.partition("=") for entry in read_text(folder / "environ").split("\0") if "=" in entry]
+    environment = {name: value for name, _, value in entries}
+    return environment.get("CUDA_MPS_PIPE_DIRECTORY", _DEFAULT_PIPES) if environment else ""
+
+
 async def _asked(programs: NvidiaPrograms, daemons: Sequence[MpsDaemon]) -> list[MpsDaemon]:
-    return await asyncio.gather(*(_answer(programs, daemon) for daemon in daemons))
+    answers = await asyncio.gather(*(_answer(programs, daemon) for daemon in daemons))
+    return [daemon for daemon in answers if daemon is not None]
 
 
-async def _answer(programs: NvidiaPrograms, daemon: MpsDaemon) -> MpsDaemon:
-    """The daemon, with the reason where it does not answer; one whose folder is out of sight cannot be asked."""
+async def _answer(programs: NvidiaPrograms, daemon: MpsDaemon) -> MpsDaemon | None:
+    """The daemon, with the reason where it does not answer; None where there is only what a daemon left behind."""
     if not daemon.pipe_directory:
         return daemon
     try:
         await MpsControl(programs, Path(daemon.pipe_directory)).servers()
-    except (MpsFailed, MpsHangs) as exc:
+    except MpsHangs as exc:
         return replace(daemon, problem=str(exc))
+    except MpsFailed as exc:
+        return replace(daemon, problem=str(exc)) if daemon.pid else None
     return daemon
 
 

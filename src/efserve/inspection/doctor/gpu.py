@@ -144,14 +144,18 @@ def mps_daemon(mps: MpsFacts, gpus: Sequence[Gpu]) -> Verdict:
     """Whether the daemons that run answer."""
     bad = [daemon for daemon in mps.daemons if daemon.problem]
     if bad:
+        pids = " ".join(str(daemon.pid) for daemon in bad if daemon.pid)
+        kill = f"`kill {pids}`" if pids else "end it outside of this container"
         return problem(
-            "; ".join(daemon.problem for daemon in bad),
-            f"end its clients, then `kill {' '.join(str(daemon.pid) for daemon in bad)}`, and `efserve mps start`",
+            "; ".join(daemon.problem for daemon in bad), f"end its clients, then {kill}, and `efserve mps start`"
         )
     if not mps.daemons:
         return ok("none runs; `efserve serve --mps auto` starts one where a share needs it")
     clients = sum(len(gpu.mps_clients) for gpu in gpus)
-    told = ", ".join(f"{daemon.pid} in {daemon.pipe_directory or 'a folder out of sight'}" for daemon in mps.daemons)
+    told = ", ".join(
+        f"{daemon.pid or 'out of sight'} in {daemon.pipe_directory or 'a folder out of sight'}"
+        for daemon in mps.daemons
+    )
     return ok(f"daemon {told}; {clients} client(s)")
 
 

@@ -1,0 +1,1 @@
+"""Operations and bytes of one batch, counted from an ONNX graph; runs nothing. `count.py` is the way in."""
