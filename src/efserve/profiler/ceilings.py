@@ -52,7 +52,7 @@ _PRECISIONS = {
 def measure_cpu(cpu: HostCpu, cores: Sequence[int], precisions: Collection[str]) -> Ceilings:
     """The ceilings of these cores with a thread on each, in FP32 and in those of `precisions` that a CPU computes in.
 
-    Takes some four seconds, up to ten on a busy machine, and at most twice MOST_BYTES of memory, or half of what is free.
+    Takes some four seconds, up to ten on a busy machine, and at most twice MOST_BYTES or half of the free memory.
     """
     cache_bytes = _last_level_bytes(cpu)
     with _on(cores):
