@@ -116,4 +116,4 @@ def _opened(name: str) -> CudaDriver | None:
     try:
         return CudaDriver(Libcuda(library))
     except OSError as exc:
-        raise LoadFailed(f"the CUDA driver has no GPU for this process: {exc}") from exc
+        raise LoadFailed(f"the CUDA driver refuses {exc}") from exc
