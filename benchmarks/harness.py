@@ -106,6 +106,28 @@ def make_cnn(root: Path, name: str = "cnn", max_batch: int = 8) -> Path:
     return _save(root, name, graph, max_batch)
 
 
+def make_convolutions(root: Path, name: str, dims: Sequence[int], layers: int, max_batch: int = 8) -> Path:
+    """`layers` convolutions 3x3 over [batch, channels, height, width]; the answer is the mean of each channel."""
+    random = np.random.default_rng(0)
+    channels = dims[0]
+    nodes, weights, tensor = [], [], "input"
+    for layer in range(layers):
+        shape = (channels, channels, 3, 3)
+        weights.append(numpy_helper.from_array((random.standard_normal(shape) * 0.05).astype(np.float32), f"w{layer}"))
+        nodes.append(helper.make_node("Conv", [tensor, f"w{layer}"], [f"c{layer}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
+        tensor = f"r{layer}"
+    nodes += [helper.make_node("GlobalAveragePool", [tensor], ["p"]), helper.make_node("Flatten", ["p"], ["output"])]
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", *dims])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", channels])],
+        weights,
+    )
+    return _save(root, name, graph, max_batch)
+
+
 def _save(root: Path, name: str, graph: onnx.GraphProto, max_batch: int) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     path = root / name / "1" / "model.onnx"

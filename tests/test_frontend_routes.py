@@ -107,6 +107,13 @@ def test_the_repository_index() -> None:
     assert answer("POST /v2/repository/index", b'{"ready": 1}')[0] == 400
 
 
+def test_placements_are_told() -> None:
+    status, placements = answer("GET /v2/efserve/placements")
+    assert status == 200
+    assert placements[0]["cores"] == [0, 1]
+    assert placements[0]["device"] == "cpu"
+
+
 @pytest.mark.parametrize("action", ["load", "unload"])
 def test_loading_is_refused_with_tritons_words(action: str) -> None:
     error = {"error": "explicit model load / unload is not allowed if polling is enabled"}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from efserve.devices.cpu import available_cores
 from efserve.inspection.check import CheckJob, check
 from efserve.inspection.explain import Place, fields, surprises
 from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy
@@ -80,3 +81,21 @@ def test_check_tells_what_is_wrong_with_a_config(tmp_path: Path) -> None:
 def test_the_shipped_models_are_fine() -> None:
     (digits,) = asyncio.run(check(CheckJob(model_repository=(SHIPPED,), model=("digits",))))
     assert not digits.error
+
+
+def test_check_explains_shares(tmp_path: Path) -> None:
+    cores = len(available_cores())
+    head = (MODELS / "echo" / "config.pbtxt").read_text()
+    shares = 'parameters { key: "%s" value { string_value: "%s" } }'
+    for name, config in (("shared", shares % ("share_pct", 100) + shares % ("memory_limit_mb", 300)), ("gpu", "")):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "1" / "model.py").write_bytes((MODELS / "echo" / "1" / "model.py").read_bytes())
+        group = "instance_group { kind: KIND_GPU gpus: 99 }" if name == "gpu" else ""
+        (tmp_path / name / "config.pbtxt").write_text(head + config + group)
+    gpu, shared = asyncio.run(check(CheckJob(model_repository=(tmp_path,))))
+    assert "GPU" in gpu.error
+    assert not shared.error
+    found = {field.name: field for field in shared.fields if field.name != "parameters"}
+    assert found["share_pct"].meaning == f"of the CPU for each of them: its own {cores} of {cores} cores"
+    assert found["memory_limit_mb"].value == "300"
+    assert found["threads"].value == str(cores)

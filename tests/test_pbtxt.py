@@ -166,3 +166,30 @@ def test_one_clear_sentence(text: str, says: str) -> None:
         parse_config(text, "m")
     assert "config.pbtxt of 'm'" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+GROUPS = """
+instance_group [
+  { name: "host" kind: KIND_CPU count: 2 },
+  { kind: KIND_GPU gpus: [ 1, 0 ] },
+  { gpus: 2 }
+]
+parameters { key: "share_pct" value { string_value: "25" } }
+parameters { key: "host.share_pct" value { string_value: "12.5" } }
+parameters { key: "host.memory_limit_mb" value { string_value: "512" } }
+"""
+
+
+def test_instance_groups_have_their_shares_by_parameters() -> None:
+    config = parse_config(GROUPS, "m")
+    assert config.instance_groups == (
+        InstanceGroup("host", "CPU", 2, (), 12.5, 512 * 2**20),
+        InstanceGroup("m_1", "GPU", 1, (1, 0), 25.0),
+        InstanceGroup("m_2", "GPU", 1, (2,), 25.0),
+    )
+    assert parse_config(str(config_message(config)), "m") == config
+
+
+def test_a_share_alone_makes_a_group() -> None:
+    config = parse_config('parameters { key: "share_pct" value { string_value: "25" } }', "m")
+    assert config.instance_groups == (InstanceGroup("m_0", share_pct=25.0),)

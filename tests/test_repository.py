@@ -25,7 +25,7 @@ def test_models_versions_and_engines(tmp_path: Path) -> None:
     a, b = scan([tmp_path]).models
     assert (a.name, b.name, b.versions) == ("a", "b", (1, 2, 10))
     assert (a.engines(1), b.engines(10)) == (("python",), ("torchscript",))
-    assert b.engines(2) == ("onnx", "torchscript", "openvino")
+    assert b.engines(2) == ("onnx", "torchscript", "openvino", "tensorrt")
     assert b.usual_engines(2) == ("onnx", "torchscript")
     assert b.resolve(2).engine == "onnx"
     assert b.resolve(2, "torchscript").engine == "torchscript"

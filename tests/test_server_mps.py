@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from efserve.errors import MpsFailed
-from efserve.partition import Partition
+from efserve.errors import LoadFailed, MpsFailed
+from efserve.partition import Obtained, Partition
 from efserve.partitions.mps import MpsDaemons
 from efserve.partitions.mps_directory import RunDirectory
 from efserve.partitions.nvidia_programs import NvidiaPrograms
@@ -182,6 +182,28 @@ def test_clients_are_those_that_the_daemon_lists(machine: Machine) -> None:
         worker.kill()
         await worker.ended.wait()
         assert await service.clients("GPU-a") == ()
+        await service.stop()
+
+    run(life)
+
+
+def test_a_worker_that_the_daemon_does_not_know_is_refused(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
+    share = Partition("GPU-a", share_pct=50, means="mps", units=132)
+
+    async def life() -> None:
+        service = service_of(machine, "on")
+        await service.start([share])
+        machine.start_server("GPU-a")
+        worker = ProcessWorker(machine, service, "GPU-a")
+        await service.confirm(share, worker.pid, Obtained(sm_count=132))
+        await service.confirm(CPU, 1, Obtained())
+        with pytest.raises(LoadFailed, match=r"its share was not applied: the MPS daemon of GPU-a does not list it"):
+            await service.confirm(share, 1, Obtained(sm_count=132))
+        assert "among its clients" not in caplog.text
+        await service.confirm(share, 1, Obtained(sm_count=66))  # a daemon elsewhere has other process ids
+        assert "but it sees 66 of 132 SMs" in caplog.text
+        worker.kill()
+        await worker.ended.wait()
         await service.stop()
 
     run(life)

@@ -29,6 +29,18 @@ class InPlace(nn.Module):
         return x.add_(1)
 
 
+class Net(nn.Module):
+    """A convolution with its normalisation, and the mean; takes image FP32 [n, 3, 8, 8]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.norm(self.conv(image)).relu(), image.mean((1, 2, 3))
+
+
 def save(repository: Path, module: nn.Module) -> Path:
     """Script the module into a repository as version 1; its version folder."""
     folder = repository / "script" / "1"

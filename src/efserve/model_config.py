@@ -100,7 +100,7 @@ class ModelConfig:
     """
 
     name: str
-    engine: str = ""  # onnx, torchscript, openvino, python; empty: decided by the files of the version
+    engine: str = ""  # onnx, torchscript, openvino, tensorrt, python; empty: decided by the files of the version
     max_batch_size: int = 0
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()

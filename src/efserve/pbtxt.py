@@ -61,6 +61,7 @@ _TRITON_NAMES = {
     "onnx": ("onnxruntime_onnx", "onnxruntime"),
     "torchscript": ("pytorch_libtorch", "pytorch"),
     "openvino": ("", "openvino"),
+    "tensorrt": ("tensorrt_plan", "tensorrt"),
     "python": ("", "python"),
 }
 _ENGINES = {name: engine for engine, names in _TRITON_NAMES.items() for name in names if name}
@@ -116,7 +117,7 @@ def _from_message(message: Any, name: str) -> ModelConfig:
         dynamic_batching=_dynamic_batching(message, name),
         instance_groups=read_groups(message, name),
         version_policy=_version_policy(message, name),
-        default_model_filename=message.default_model_filename,
+        default_model_filename=message.default_model_filename or _named_plan(message),
         label_filenames={tensor.name: tensor.label_filename for tensor in message.output if tensor.label_filename},
         parameters={key: value.string_value for key, value in message.parameters.items()},
         warmup=tuple(_warmup(sample, name) for sample in message.model_warmup),
@@ -233,7 +234,14 @@ def _engine(message: Any, name: str) -> str:
         raise ConfigError(
             f"config.pbtxt of '{name}': platform '{message.platform}' and backend '{message.backend}' are two engines"
         )
+    if not engines and PurePosixPath(message.default_model_filename).suffix == ".plan":
+        return "tensorrt"
     return engines.pop() if engines else ""
+
+
+def _named_plan(message: Any) -> str:
+    """The file that Triton's platform for plans means where the config names none."""
+    return "model.plan" if message.platform == "tensorrt_plan" else ""
 
 
 def _specs(kind: str, tensors: Iterable[Any], model: str) -> tuple[TensorSpec, ...]:

@@ -14,7 +14,13 @@ from efserve.model_config import ModelConfig
 from efserve.pbtxt import read_config
 
 # engine -> its file in a version folder, in the order in which they are preferred; two engines may take the same file
-ENGINE_FILES = {"onnx": "model.onnx", "torchscript": "model.pt", "python": "model.py", "openvino": "model.onnx"}
+ENGINE_FILES = {
+    "onnx": "model.onnx",
+    "torchscript": "model.pt",
+    "python": "model.py",
+    "openvino": "model.onnx",
+    "tensorrt": "model.onnx",  # a plan from elsewhere is loaded only where the config names it
+}
 
 
 @dataclass(frozen=True, slots=True)

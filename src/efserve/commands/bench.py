@@ -195,7 +195,7 @@ BAR_LETTERS = 30
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "python"]),
+    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "tensorrt", "python"]),
     help="For the embedded server: what runs the models.",
 )
 @click.option("--instances", type=click.IntRange(1), help="For the embedded server: worker processes per model.")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "python"]),
+    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "tensorrt", "python"]),
     default="auto",
     show_default=True,
     callback=lambda _context, _option, value: "" if value == "auto" else value,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--version", default="", help="Version of the model.  [default: the latest]")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "python"]),
+    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "tensorrt", "python"]),
     default="auto",
     show_default=True,
     callback=lambda _context, _option, value: "" if value == "auto" else value,

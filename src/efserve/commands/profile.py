@@ -58,7 +58,7 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
 @click.option("--model", multiple=True, help="Profile only this model; repeatable.  [default: all]")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "python"]),
+    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "tensorrt", "python"]),
     multiple=True,
     default=("auto",),
     show_default=True,

@@ -26,11 +26,12 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 @click.option("--model", multiple=True, help="Serve only this model; repeatable.  [default: all]")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "python"]),
+    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "tensorrt", "python"]),
     default="auto",
     show_default=True,
     help="What runs the models; auto: the config's choice, else the first file found.",
 )
+@click.option("--trt", is_flag=True, help="Compile every model that has an ONNX file with TensorRT for the GPU here.")
 @click.option("--instances", type=click.IntRange(1), help="Worker processes per model.  [default: config, or 1]")
 @click.option("--threads", type=click.IntRange(1), help="Engine threads per instance.  [default: cores / instances]")
 @click.option(

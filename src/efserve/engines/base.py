@@ -92,10 +92,11 @@ class _Module(Protocol):
     def load(self, source: Source) -> Engine: ...
 
 
-_LIBRARIES = {  # engine -> the library that it needs, and how to get it
+_LIBRARIES = {  # engine -> the libraries that it needs, and how to get them
     "onnx": ("onnxruntime", "pip install onnxruntime"),
     "openvino": ("openvino", "pip install 'efserve[openvino]'"),
     "torchscript": ("torch", "pip install 'efserve[torch]'"),
+    "tensorrt": ("tensorrt, pycuda", "pip install 'efserve[tensorrt]'"),
     "python": ("", ""),
 }
 
@@ -126,7 +127,8 @@ def load(name: str, source: Source) -> Engine:
     try:
         module = cast(_Module, importlib.import_module(f"efserve.engines.{name}"))
     except ModuleNotFoundError as error:
-        if error.name != library:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in library.split(", "):
             raise
-        raise LoadFailed(f"engine '{name}' needs {library}, which is not installed: {remedy}") from error
+        raise LoadFailed(f"engine '{name}' needs {missing}, which is not installed: {remedy}") from error
     return module.load(source)

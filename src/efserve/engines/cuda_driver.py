@@ -26,7 +26,8 @@ class CudaDriver:
         self._ask("cuInit", ctypes.c_uint(0))
         current = ctypes.c_void_p()
         self._ask("cuCtxGetCurrent", ctypes.byref(current))
-        if not current.value:  # the primary context is the one that torch, onnxruntime and TensorRT use
+        self.found_context = bool(current.value)  # a green context, or one that another library has made
+        if not self.found_context:  # the primary context is the one that torch, onnxruntime and TensorRT use
             self._ask("cuDevicePrimaryCtxRetain", ctypes.byref(current), ctypes.c_int(0))
             self._ask("cuCtxSetCurrent", current)
 
@@ -65,7 +66,7 @@ class CudaDriver:
         if result:
             text = ctypes.c_char_p()
             self._library.cuGetErrorString(ctypes.c_int(result), ctypes.byref(text))
-            raise OSError(result, f"{function}: {(text.value or b'unknown error').decode()}")
+            raise OSError(f"{function}: {(text.value or b'unknown error').decode()}")
 
 
 def load_driver() -> CudaDriver:

@@ -1,4 +1,4 @@
-"""TorchScript models on the CPU by libtorch.
+"""TorchScript models by libtorch, on the CPU; those on a GPU are `cuda_torch.py`.
 
 The files hold no names and shapes: both come from the config; inputs are passed by position, in its order. Modules are
 optimized for inference (frozen, folded, weights repacked): measured on torchvision's convolutional networks, up to
@@ -6,13 +6,14 @@ twice as fast with the same answers to 1e-6 of their scale.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from efserve.engines.base import Remark, Source
-from efserve.errors import InferenceFailed, LoadFailed
+from efserve.engines.base import Engine, Remark, Source
+from efserve.engines.cuda_torch import load_on_gpu, select_outputs
+from efserve.errors import LoadFailed
 from efserve.model_config import FileSignature, ModelConfig
 from efserve.tensors import Array
 
@@ -38,7 +39,7 @@ class TorchScriptEngine:
         ]
         with torch.inference_mode():
             answer = self._module(*tensors)
-        return [_array(tensor) for tensor in self._outputs(answer)]
+        return [_array(tensor) for tensor in select_outputs(answer, self.config.outputs)]
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object] | None:
         """Never: libtorch makes its own outputs."""
@@ -47,31 +48,15 @@ class TorchScriptEngine:
         """Free the module."""
         del self._module
 
-    def _outputs(self, answer: object) -> Sequence[torch.Tensor]:
-        specs = self.config.outputs
-        if isinstance(answer, torch.Tensor):
-            answer = (answer,)
-        if isinstance(answer, Mapping):
-            missing = [spec.name for spec in specs if spec.name not in answer]
-            if missing:
-                raise InferenceFailed(f"output '{missing[0]}' is missing; the model returned {list(answer)}")
-            return [answer[spec.name] for spec in specs]
-        if not isinstance(answer, tuple | list):
-            raise InferenceFailed(f"the model returned {type(answer).__name__}, expected a tensor or several")
-        if len(answer) < len(specs):
-            raise InferenceFailed(
-                f"output '{specs[len(answer)].name}' is missing; the model returned {len(answer)} tensors, "
-                f"the config lists {len(specs)} outputs"
-            )
-        return answer[: len(specs)]
 
-
-def load(source: Source) -> TorchScriptEngine:
+def load(source: Source) -> Engine:
     """The module of `model.pt`, frozen and optimized, with as many threads as the partition has."""
     config = source.settle(FileSignature())
     strings = [spec.name for spec in (*config.inputs, *config.outputs) if spec.datatype == "BYTES"]
     if strings:
         raise LoadFailed(f"tensor '{strings[0]}' is BYTES, but TorchScript models have no string tensors")
+    if source.partition.is_gpu:
+        return load_on_gpu(source, config)
     torch.set_num_threads(max(1, source.partition.threads))
     if torch.get_num_interop_threads() != 1:  # torch lets it be set only once in a process
         torch.set_num_interop_threads(1)
@@ -88,9 +73,7 @@ def _optimized(module: Any) -> Any:
         return module
 
 
-def _array(tensor: object) -> Array:
-    if not isinstance(tensor, torch.Tensor):
-        raise InferenceFailed(f"the model returned {type(tensor).__name__} among its outputs, expected tensors")
+def _array(tensor: torch.Tensor) -> Array:
     tensor = tensor.detach()
     array: Array = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
     return array

@@ -68,6 +68,10 @@ class CudaDriver:
         self._call("cuCtxGetDevResource", context, ctypes.byref(resource), _SM_RESOURCE)
         return int(resource.payload.sm.sm_count)
 
+    def hold_context(self) -> None:
+        """Have the device's primary context exist for as long as the process; nothing that is current changes."""
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(ctypes.c_void_p()), self._device)
+
     def green_granularity(self) -> tuple[int, int]:
         """Fewest SMs of a green context, and the step from there."""
         sm = self._resource().payload.sm

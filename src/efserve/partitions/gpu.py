@@ -29,6 +29,10 @@ class Driver(Protocol):
         """SMs of the current thread's context; 0: it has none."""
         ...
 
+    def hold_context(self) -> None:
+        """Have the device's primary context exist for as long as the process, by which it is a client of MPS."""
+        ...
+
     def green_granularity(self) -> tuple[int, int]:
         """Fewest SMs of a green context, and the step from there."""
         ...
@@ -67,8 +71,13 @@ def enter(partition: Partition, driver: Driver | None = None) -> None:
 
 
 def obtained(partition: Partition, on_host: Obtained, driver: Driver | None = None) -> Obtained:
-    """`on_host` with the SMs that this process has."""
+    """`on_host` with the SMs that this process has.
+
+    A model that has not used the GPU yet has no context, and the daemon would not know it.
+    """
     driver = driver or _driver()
+    if partition.means == "mps":
+        driver.hold_context()
     count = driver.context_sm_count() if partition.means == "green" else driver.sm_count()
     return replace(on_host, sm_count=count)
 

@@ -131,4 +131,5 @@ def check_names(options: ServeConfig, names: Sequence[str]) -> None:
 def _engine(folder: ModelFolder, options: ServeConfig) -> str:
     """What will run the model, as far as can be told without raising."""
     latest = folder.served_versions()[-1:]
-    return options.engine or folder.config.engine or next(iter(folder.engines(*latest) if latest else ()), "")
+    asked = options.engine_for(folder, *latest) if latest else options.engine
+    return asked or folder.config.engine or next(iter(folder.engines(*latest) if latest else ()), "")

@@ -250,7 +250,7 @@ class RepositoryControl:
     def _versions(self, folder: ModelFolder, allotted: Allotted) -> list[ServedVersion]:
         numbers = _check_versions(folder)
         labels = read_labels(folder.path, folder.config)
-        found = [allotted.of(folder.resolve(number, self._options.engine)) for number in numbers]
+        found = [allotted.of(folder.resolve(number, self._options.engine_for(folder, number))) for number in numbers]
         return [ServedVersion(version, labels, self._options, allotted.partitions, self._shared) for version in found]
 
     async def _start(self, versions: Collection[ServedVersion]) -> None:

@@ -12,14 +12,13 @@ from functools import partial
 from typing import Protocol
 
 from efserve.errors import LoadFailed, MpsFailed, MpsHangs
-from efserve.partition import Partition
+from efserve.partition import Obtained, Partition
 from efserve.partitions.compute_mode import ListedGpu, list_gpus
 from efserve.partitions.mps import DaemonState, MpsDaemons
 from efserve.partitions.mps_control import ServerStatus
 from efserve.partitions.mps_directory import ALL
 from efserve.partitions.mps_lease import Lease
 from efserve.partitions.mps_log import FaultLog
-from efserve.worker.spec import WorkerFacts
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ class MpsService:
         by_server = await self._daemons.control(name).all_clients()
         return tuple(pid for pids in by_server.values() for pid in pids)
 
-    async def confirm(self, partition: Partition, facts: WorkerFacts) -> None:
+    async def confirm(self, partition: Partition, pid: int, obtained: Obtained) -> None:
         """Raise LoadFailed where a worker that was to be a client of a daemon is none: it runs without its share.
 
         Fewer SMs than the device has, which the worker has compared with its share, prove it as well; a daemon in
@@ -140,14 +139,14 @@ class MpsService:
         if partition.means != "mps":
             return
         try:
-            missing = facts.pid not in await self.clients(partition.device)
-            why = f"the MPS daemon of {partition.device} does not list it (process {facts.pid}) among its clients"
+            missing = pid not in await self.clients(partition.device)
+            why = f"the MPS daemon of {partition.device} does not list it (process {pid}) among its clients"
         except MpsFailed as exc:
             missing, why = True, str(exc)
         if not missing:
             return
-        if 0 < facts.obtained.sm_count < partition.units:
-            log.warning("%s, but it sees %d of %d SMs", why, facts.obtained.sm_count, partition.units)
+        if 0 < obtained.sm_count < partition.units:
+            log.warning("%s, but it sees %d of %d SMs", why, obtained.sm_count, partition.units)
             return
         raise LoadFailed(f"its share was not applied: {why}; see `efserve doctor`")
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from efserve.repository import ModelFolder
 from efserve.shares import MemoryLimit, Share
 
 
@@ -13,6 +14,7 @@ class ServeConfig:
     model_repository: tuple[Path, ...] = (Path("model_dir"),)
     model: tuple[str, ...] = ()
     engine: str = ""
+    trt: bool = False  # TensorRT for every model that has an ONNX file
     instances: int | None = None
     threads: int | None = None
     share: tuple[Share, ...] = ()  # of devices, for single instances
@@ -44,3 +46,7 @@ class ServeConfig:
     ready_file: Path | None = None
     exit_on_error: bool = False
     exit_with_parent: bool = False
+
+    def engine_for(self, folder: ModelFolder, version: int) -> str:
+        """The engine that the command line wants for a version; empty: whatever the model's own config says."""
+        return "tensorrt" if self.trt and "tensorrt" in folder.engines(version) else self.engine

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from efserve.engines.tensorrt_machine import check_machine
 from efserve.errors import LoadFailed, UsageError
 from efserve.frontend.admin import Admin, read_token
 from efserve.frontend.http1 import open_http
@@ -83,6 +84,7 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
         mps_service(config.mps),
     )
     logs = LogSettings()
+    _check_tensorrt(config)
     control = RepositoryControl(catalog, config, shared)
     control.find()
     admin = Admin(control, read_token(config.admin_token_file), shared.tracer, logs)
@@ -124,6 +126,14 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
                 await _shut_down(catalog, control, ports, metrics, stop, config.drain_s)
             finally:
                 await shared.mps.stop()
+
+
+def _check_tensorrt(config: ServeConfig) -> None:
+    """Raise LoadFailed where this machine cannot run what the command line asks of every model."""
+    if config.trt and config.engine not in ("", "tensorrt"):
+        raise UsageError(f"--trt and --engine {config.engine} contradict each other; give one of them")
+    if config.trt or config.engine == "tensorrt":
+        check_machine()
 
 
 def _open_grpc(catalog: Catalog, config: ServeConfig, admin: Admin, memory: ClientRegions) -> Port | None:

@@ -237,7 +237,7 @@ class ServedVersion:
         try:
             try:
                 facts = await worker.start(self._options.load_timeout_s)
-                await self._mps.confirm(worker.spec.partition, facts)
+                await self._mps.confirm(worker.spec.partition, facts.pid, facts.obtained)
             except LoadFailed as exc:
                 await worker.stop(0)
                 return str(exc)

@@ -15,7 +15,7 @@ class WorkerSpec:
     config: ModelConfig  # as read from config.pbtxt, possibly incomplete
     version: str
     folder: Path  # the version folder that holds model.onnx, model.pt or model.py
-    engine: str  # onnx, torchscript, openvino, python: already decided
+    engine: str  # onnx, torchscript, openvino, tensorrt, python: already decided
     partition: Partition
     max_batch: int  # max_batch_size of a config that is completed
     force_max_batch: int = 0  # > 0: max_batch_size of a model that batches, whatever its config says

@@ -1,0 +1,1 @@
+"""Stand-in for pycuda, which is `pycuda.driver` alone."""
