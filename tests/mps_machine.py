@@ -63,16 +63,17 @@ pipe_dir=${{CUDA_MPS_PIPE_DIRECTORY:-/nowhere}}
 if [[ ${{1:-}} == --wait ]]; then
     [[ -e $state/stubborn ]] && trap '' TERM
     exec 3<>"$pipe_dir/wait"
-    echo up >"$pipe_dir/up"
+    echo up >"$2"
     while ! read -r -u 3 _; do :; done
     exit
 fi
 launch() {{
-    mkfifo "$pipe_dir/up"
-    setsid "$1" --wait >/dev/null 2>&1 </dev/null &
+    up=$pipe_dir/up.$$
+    mkfifo "$up"
+    setsid "$1" --wait "$up" >/dev/null 2>&1 </dev/null &
     launched=$!
-    read -r _ <"$pipe_dir/up"
-    rm "$pipe_dir/up"
+    read -r _ <"$up"
+    rm "$up"
     echo "$launched" >>"$state/daemons"
 }}
 pid=$(cat "$pipe_dir/nvidia-cuda-mps-control.pid" 2>/dev/null)
@@ -102,7 +103,14 @@ clients() {{
 }}
 case $command in
 get_server_list) alive "$server" && echo "$server" ;;
-start_server) launch "${{0%-control}}-server" && echo "$launched" >"$pipe_dir/server" ;;
+start_server) # of several first clients one has it started, the others wait
+    if (set -o noclobber && : >"$pipe_dir/starting") 2>/dev/null; then
+        launch "${{0%-control}}-server"
+        echo "$launched" >"$pipe_dir/server"
+    else
+        until [[ -s $pipe_dir/server ]]; do sleep 0.05; done
+    fi
+    ;;
 get_server_status)
     [[ $argument == "$server" ]] || {{ echo "Server $argument not found"; exit 1; }}
     [[ -e $state/stays-faulty || -n $(clients) ]] || rm -f "$pipe_dir/status"

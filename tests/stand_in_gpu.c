@@ -35,8 +35,7 @@ int cuInit(u32 flags) {
     const char *pipes = getenv("CUDA_MPS_PIPE_DIRECTORY");
     FILE *file;
     if (!pipes) return 0;
-    snprintf(path, sizeof path, "%s/server", pipes);
-    if (access(path, F_OK) && system("echo start_server -uid $(id -u) | nvidia-cuda-mps-control")) return 805;
+    if (system("echo start_server -uid $(id -u) | nvidia-cuda-mps-control")) return 805;
     snprintf(path, sizeof path, "%s/clients", pipes);
     if (!(file = fopen(path, "a"))) return 805; /* MPS_CONNECTION_FAILED */
     fprintf(file, "%d\n", getpid());

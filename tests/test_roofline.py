@@ -1,7 +1,9 @@
 """The roofline's formulas, from where a model is compute-bound, and how it is told and drawn."""
 
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -10,12 +12,87 @@ from rich.console import Console
 
 from efserve.errors import UsageError
 from efserve.graph_cost.count import GraphCost
-from efserve.profiler.ceilings_gpu import measure_gpu
+from efserve.profiler.ceilings_gpu import measure_with
 from efserve.reports.roofline_plot import plot_roofline
 from efserve.reports.roofline_table import ceiling_lines, ceilings_table, model_lines, model_table
 from efserve.roofline import Ceiling, Ceilings, ModelRoofline, compute_bound_from, point
 
 GIGA = 1e9
+
+
+class FakeTorch:
+    """As much of torch as the ceilings of a GPU need: a device whose clock moves as its work would take."""
+
+    __version__ = "fake"
+    L2_BYTES = 40_000_000
+    float32, float64, float16, bfloat16, uint8 = "float32", "float64", "float16", "bfloat16", "uint8"
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.operations_per_s = {"float32": 60e12, "float16": 120e12}
+        self.memory_bytes_per_s = 2e12
+        self.cache_bytes_per_s = 5e12
+        self.cuda = SimpleNamespace(
+            device_count=lambda: 2, get_device_properties=self._properties, Event=lambda enable_timing: FakeEvent(self)
+        )
+        self.backends = SimpleNamespace(cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=False)))
+
+    def _properties(self, device: "int | tuple[str, int]") -> SimpleNamespace:
+        index = device if isinstance(device, int) else device[1]
+        return SimpleNamespace(
+            uuid=("abcd", "1234")[index],
+            name="Some GPU",
+            total_memory=80_000_000_000,
+            multi_processor_count=100,
+            L2_cache_size=self.L2_BYTES,
+        )
+
+    def device(self, kind: str, index: int) -> tuple[str, int]:
+        return kind, index
+
+    def inference_mode(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def ones(self, shape: int | tuple[int, int], dtype: str, device: tuple[str, int]) -> "FakeTensor":
+        assert device == ("cuda", 1)
+        return FakeTensor(self, shape, dtype)
+
+    def mm(self, a: "FakeTensor", b: "FakeTensor") -> None:
+        assert isinstance(a.shape, tuple)
+        assert a.dtype == b.dtype
+        self.now_s += 2 * a.shape[0] ** 3 / self.operations_per_s[a.dtype]
+
+
+@dataclass
+class FakeTensor:
+    """Something with a size."""
+
+    torch: FakeTorch
+    shape: int | tuple[int, int]
+    dtype: str
+
+    def copy_(self, source: "FakeTensor") -> None:
+        assert isinstance(source.shape, int)
+        is_cached = 2 * source.shape <= self.torch.L2_BYTES
+        per_s = self.torch.cache_bytes_per_s if is_cached else self.torch.memory_bytes_per_s
+        self.torch.now_s += 2 * source.shape / per_s
+
+
+@dataclass
+class FakeEvent:
+    """A stamp in the device's own time."""
+
+    torch: FakeTorch
+    at_s: float = 0.0
+
+    def record(self) -> None:
+        self.at_s = self.torch.now_s
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        return 1000 * (end.at_s - self.at_s)
 
 
 def ceiling(per_s: float, cpu_pct: float = 100.0) -> Ceiling:
@@ -153,6 +230,20 @@ def test_a_picture_of_any_number_of_models(count: int, tmp_path: Path) -> None:
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(("precisions", "peaks"), [((), {"FP32"}), (("FP16", "INT8"), {"FP32", "FP16"})])
+def test_ceilings_of_a_gpu(precisions: tuple[str, ...], peaks: set[str]) -> None:
+    torch = FakeTorch()
+    measured = measure_with(torch, "GPU-1234", precisions)
+    assert measured.peaks.keys() == peaks
+    assert measured.peak == pytest.approx(torch.operations_per_s["float32"])
+    assert measured.memory.per_s == pytest.approx(torch.memory_bytes_per_s)
+    assert measured.cache is not None
+    assert measured.cache.per_s == pytest.approx(torch.cache_bytes_per_s)
+    assert (measured.device, measured.cache_bytes) == ("Some GPU", torch.L2_BYTES)
+    if "FP16" in peaks:
+        assert measured.peak_of("FP16") == pytest.approx(torch.operations_per_s["float16"])
+
+
 def test_a_gpu_that_torch_does_not_see_is_told() -> None:
-    with pytest.raises(UsageError, match="measured with"):
-        measure_gpu("GPU-00000000-0000-0000-0000-000000000000", ())
+    with pytest.raises(UsageError, match="torch fake does not see GPU GPU-99"):
+        measure_with(FakeTorch(), "GPU-99", ())

@@ -69,10 +69,10 @@ def test_after_a_grid_it_tells_what_was_achieved(folder: Path) -> None:
     ("options", "message"),
     [
         (("--model", "other"), "no model to draw a roofline of: other: the roofline reads ONNX files only"),
-        (("--engine", "torchscript"), "--engine torchscript: the roofline reads ONNX files only"),
+        (("--engine", "torchscript", "--grid"), "--engine torchscript: the roofline reads ONNX files only"),
         (("--grid", "--json"), "--json prints one result"),
         (("--model", "cnn", "--shape", "input:1,2,3"), "--shape input"),
-        (("--device", "gpu99"), "--device gpu99"),
+        (("--device", "gpu99"), "gpu99"),
     ],
 )
 def test_wrong_usage_is_told_before_measuring(folder: Path, options: tuple[str, ...], message: str) -> None:

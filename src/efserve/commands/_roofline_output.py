@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from efserve.profiler.options import ProfileConfig
 
 if TYPE_CHECKING:
     from efserve.profiler.roofline import RooflineResult
+
+INTERRUPTED = 130  # exit code, as shells give it for SIGINT
 
 
 def show_roofline(config: ProfileConfig) -> tuple[str, ...]:
@@ -13,16 +17,17 @@ def show_roofline(config: ProfileConfig) -> tuple[str, ...]:
     from efserve.console import err
     from efserve.profiler.roofline import run
 
-    console = err()
-    with console.status("") as status:
-        result = run(config, lambda step: status.update(f"Roofline: {step} ..."))
+    try:
+        with err().status("") as status:
+            result = run(config, lambda step: status.update(f"Roofline: {step} ..."))
+    except KeyboardInterrupt:
+        click.echo("Interrupted before the roofline was known; the same command begins afresh.", err=True)
+        click.get_current_context().exit(INTERRUPTED)
     _print(result, config)
     return result.failures
 
 
 def _print(result: "RooflineResult", config: ProfileConfig) -> None:
-    import click
-
     from efserve.console import err, out
     from efserve.reports.roofline_plot import plot_roofline
     from efserve.reports.roofline_table import ceiling_lines, ceilings_table, model_lines, model_table

@@ -134,8 +134,8 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
 @click.option(
     "--roofline",
     is_flag=True,
-    help="Count operations and bytes of the ONNX models, measure the device's limits, and compare. Runs no model but "
-    "with --grid, after it.",
+    help="Count operations and bytes of the ONNX models, measure the device's limits, and compare. Runs no model, but "
+    "with --grid or --pairs, which go first.",
 )
 @click.option("--plot", is_flag=True, help="Draw latency and throughput over the batch, as PNG beside each CSV file.")
 @click.option("--json", is_flag=True, help="Print the result as JSON on stdout; the tables go to stderr.")
@@ -170,12 +170,15 @@ def command(
         raise UsageError("--resume keeps the rows that are there, --force drops them: give one of the two")
     if config.cores and config.shares:
         raise UsageError("--cores and --shares are two ways to say the same: give one of the two")
-    if config.roofline and config.grid and config.json:
-        raise UsageError("--json prints one result: first --grid --json, then --roofline --json")
+    also_runs = config.grid or config.pairs
+    if config.roofline and also_runs and config.json:
+        raise UsageError("--json prints one result: run --roofline --json by itself, after the other")
+    if config.roofline and config.engine and "onnx" not in config.engine:
+        raise UsageError(f"--engine {config.engine[0]}: the roofline reads ONNX files only; leave --engine out")
     if config.plot:
         require_matplotlib()
     try:
-        failures = () if config.roofline and not config.grid else _profile(config)
+        failures = () if config.roofline and not also_runs else _profile(config)
         failures += show_roofline(config) if config.roofline else ()
     except KeyboardInterrupt:
         click.echo("Interrupted. What was measured so far is kept; the same command with --resume goes on.", err=True)

@@ -117,6 +117,7 @@ class Graph:
     """A model file, read."""
 
     file: onnx.ModelProto
+    folder: Path  # where files with weights lie beside it
     weights: dict[str, Tensor]
     signature: FileSignature
     parameters: int  # elements of its weights; whole numbers of 64 bits and truth values tell shapes and do not count
@@ -140,8 +141,13 @@ def read_graph(path: Path) -> Graph:
     if not file.graph.node:
         raise ConfigError(f"cannot read the graph of {path}: it holds no operators")
     inputs = [value for value in file.graph.input if value.name not in weights]
-    parameters = sum(w.size for w in weights.values() if w.element_type in _FLOATS | _QUANTIZED | {_INT32})
-    return Graph(file, weights, FileSignature(_specs(inputs), _specs(file.graph.output)), parameters)
+    constants = [
+        a.t for node in file.graph.node if node.op_type == "Constant" for a in node.attribute if a.HasField("t")
+    ]
+    kinds = [(w.element_type, w.size) for w in weights.values()]
+    kinds += [(t.data_type, math.prod(t.dims)) for t in constants if t.dims]
+    parameters = sum(size for kind, size in kinds if kind in _FLOATS | _QUANTIZED | {_INT32})
+    return Graph(file, path.parent, weights, FileSignature(_specs(inputs), _specs(file.graph.output)), parameters)
 
 
 def weight(tensor: onnx.TensorProto, dims: Shape, folder: Path) -> Tensor:
@@ -155,20 +161,15 @@ def weight(tensor: onnx.TensorProto, dims: Shape, folder: Path) -> Tensor:
 
 
 def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
-    """Free dimensions are -1; what is no tensor (a sequence, a map) is left out."""
+    """Free dimensions are -1; what is no tensor (a sequence, a map) or of unknown rank is left out."""
     tensors = [(value.name, value.type.tensor_type) for value in values if value.type.HasField("tensor_type")]
     return tuple(
-        TensorSpec(
-            name,
-            _DATATYPES.get(tensor.elem_type, "BYTES"),
-            tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim),
-        )
-        for name, tensor in values_with_shape(tensors)
+        TensorSpec(name, _DATATYPES.get(tensor.elem_type, "BYTES"), tuple(map(fixed_size, tensor.shape.dim)))
+        for name, tensor in tensors
+        if tensor.HasField("shape")
     )
 
 
-def values_with_shape(
-    tensors: Iterable[tuple[str, onnx.TypeProto.Tensor]],
-) -> Iterable[tuple[str, onnx.TypeProto.Tensor]]:
-    """Those that say how many dimensions they have."""
-    return ((name, tensor) for name, tensor in tensors if tensor.HasField("shape"))
+def fixed_size(dim: onnx.TensorShapeProto.Dimension) -> int:
+    """A dimension's size where the file fixes it, else -1."""
+    return int(dim.dim_value) if dim.HasField("dim_value") else -1

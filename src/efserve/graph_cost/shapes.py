@@ -6,14 +6,13 @@ engine computes it once. What shapes make is known before the model runs, and fr
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from efserve.graph_cost.graph import RANDOM, STANDARD, Graph, Op, Tensor, bits_of, weight
+from efserve.graph_cost.graph import RANDOM, STANDARD, Graph, Op, Tensor, bits_of, fixed_size, weight
 from efserve.graph_cost.inference import inferred_outputs, known_values
 from efserve.tensors import Shape
 
@@ -26,7 +25,6 @@ class Walk:
     """A walk over a graph for inputs of given shapes: `ops` in their order, `outputs` of the graph."""
 
     graph: Graph
-    folder: Path = Path()
     tensors: dict[str, Tensor] = field(default_factory=dict)
     ops: list[Op] = field(default_factory=list)
     not_entered: list[str] = field(default_factory=list)  # control flow that depends on values: its bodies
@@ -91,7 +89,7 @@ class Walk:
         taken = "then_branch" if bool(condition.value.all()) else "else_branch"
         (branch,) = [attribute.g for attribute in node.attribute if attribute.name == taken]
         for constant in branch.initializer:
-            self.tensors[constant.name] = weight(constant, tuple(constant.dims), self.folder)
+            self.tensors[constant.name] = weight(constant, tuple(constant.dims), self.graph.folder)
         self._walk(branch.node)
         for name, inner in zip(node.output, branch.output, strict=True):
             self.tensors[name] = replace(self._tensor(inner.name), name=name)
@@ -103,29 +101,25 @@ class Walk:
         inferred = inferred_outputs(op, self.graph.file.opset_import)
         tensors = [inferred.get(name) or self._as_declared(name) for name in names]
         values = known_values(op, tensors, self.graph.file.opset_import)
-        tensors = [
-            replace(tensor, value=value, shape=value.shape) for tensor, value in zip(tensors, values, strict=True)
-        ] if values else tensors  # fmt: skip
+        if values:
+            pairs = zip(tensors, values, strict=True)
+            tensors = [replace(tensor, value=value, shape=value.shape) for tensor, value in pairs]
         return [_placed(op, tensor) for tensor in tensors]
 
     def _constant(self, op: Op) -> Tensor:
         (name,) = op.node.output
         ((kind, content),) = op.attributes.items()
         proto = content if kind == "value" else _as_proto(kind, content)
-        return replace(weight(proto, tuple(proto.dims), self.folder), name=name, storage=name)
+        return replace(weight(proto, tuple(proto.dims), self.graph.folder), name=name, storage=name)
 
     def _as_declared(self, name: str) -> Tensor:
         """The tensor as the file's own notes tell it, where all of its dimensions are known."""
         tensor = self._declared.get(name)
         if tensor is None:
             return Tensor(name, onnx.TensorProto.FLOAT, None, name)
-        dims = [self._sizes.get(d.dim_param, -1) if d.dim_param else _fixed(d) for d in tensor.shape.dim]
+        dims = [self._sizes.get(d.dim_param, -1) if d.dim_param else fixed_size(d) for d in tensor.shape.dim]
         known = tensor.HasField("shape") and -1 not in dims
         return Tensor(name, tensor.elem_type, tuple(dims) if known else None, name)
-
-
-def _fixed(dim: onnx.TensorShapeProto.Dimension) -> int:
-    return dim.dim_value if dim.HasField("dim_value") else -1
 
 
 def _as_proto(kind: str, content: Any) -> onnx.TensorProto:

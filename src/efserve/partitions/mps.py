@@ -176,7 +176,10 @@ class MpsDaemons:
                 f"the MPS daemon of {unit} does not answer within {self.programs.deadline_s:g} s; end it with: "
                 f"efserve mps stop --run-dir {self.directory.path}"
             )
-        await self._stop_unit(unit)  # what a crash has left
+        if not await self._stop_unit(unit):  # what a crash has left
+            raise MpsFailed(
+                f"an MPS daemon of {unit} is there already, does not answer and cannot be ended; see {pipes}"
+            )
         try:
             for gpu in gpus:
                 await self._modes.make_exclusive(gpu)
@@ -190,8 +193,11 @@ class MpsDaemons:
 
     async def _launch(self, unit: str, gpus: Sequence[ListedGpu]) -> None:
         pipes, logs = self.directory.pipes(unit), self.directory.logs(unit)
-        pipes.mkdir()
-        logs.mkdir(exist_ok=True)
+        try:
+            pipes.mkdir(exist_ok=True)
+            logs.mkdir(exist_ok=True)
+        except OSError as exc:
+            raise MpsFailed(f"cannot make a folder in {self.directory.path}: {exc.strerror}") from exc
         raise_file_limit()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_MPS_")}
         environment = {  # a client's share or limit here would be that of all clients

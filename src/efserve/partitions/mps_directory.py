@@ -15,6 +15,7 @@ import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from efserve.errors import MpsFailed
 
@@ -141,7 +142,7 @@ class RunDirectory:
     @asynccontextmanager
     async def locked(self, deadline_s: float) -> AsyncIterator[None]:
         """Keeps other efserve processes from starting or stopping here meanwhile; the folder must be there."""
-        with (self.path / "lock").open("ab") as file:
+        with _opened(self.path / "lock") as file:
             try:
                 async with asyncio.timeout(deadline_s):
                     while not _try_lock(file.fileno()):  # noqa: ASYNC110 - the kernel tells only who blocks
@@ -152,6 +153,13 @@ class RunDirectory:
                     "try again when it has ended"
                 ) from exc
             yield
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("ab")
+    except OSError as exc:
+        raise MpsFailed(f"cannot write {path}: {exc.strerror}") from exc
 
 
 def _try_lock(descriptor: int) -> bool:

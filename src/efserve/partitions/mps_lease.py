@@ -9,6 +9,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from efserve.errors import MpsFailed
+
 _NAME = "efserve-lease"
 
 
@@ -43,6 +45,8 @@ def take(pipe_directory: Path, *, new: bool) -> Lease | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if new else 0), 0o600)
     except FileNotFoundError:
         return None
+    except OSError as exc:
+        raise MpsFailed(f"cannot write {path}: {exc.strerror}") from exc
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     return Lease(path, descriptor)
 

@@ -24,16 +24,22 @@ def measure_gpu(uuid: str, precisions: Collection[str]) -> Ceilings:
 
     Raises UsageError without a torch that sees this GPU.
     """
-    torch, device = _torch_device(uuid)
+    try:
+        import torch
+    except ImportError as exc:
+        raise UsageError("a GPU's ceilings are measured with torch: pip install 'efserve[torch]'") from exc
+    return measure_with(torch, uuid, precisions)
+
+
+def measure_with(torch: Any, uuid: str, precisions: Collection[str]) -> Ceilings:
+    """The same with a given torch, which the tests have a stand-in for."""
+    device = _device(torch, uuid)
     properties = torch.cuda.get_device_properties(device)
     # onnxruntime multiplies FP32 in TF32 unless it is told not to
     torch.backends.cuda.matmul.allow_tf32 = True
+    wanted = {name: dtype for name, dtype in _PRECISIONS.items() if name == FP32 or name in precisions}
     with torch.inference_mode():
-        peaks = {
-            name: _peak(torch, device, dtype)
-            for name, dtype in _PRECISIONS.items()
-            if name == FP32 or name in precisions
-        }
+        peaks = {name: _peak(torch, device, dtype) for name, dtype in wanted.items()}
         memory = _copy(torch, device, min(COPIED_BYTES, properties.total_memory // 8))
         cache_bytes = int(getattr(properties, "L2_cache_size", 0))
         cache = _copy(torch, device, cache_bytes // 8) if cache_bytes else None
@@ -49,15 +55,11 @@ def measure_gpu(uuid: str, precisions: Collection[str]) -> Ceilings:
     )
 
 
-def _torch_device(uuid: str) -> tuple[Any, Any]:
-    try:
-        import torch
-    except ImportError as exc:
-        raise UsageError("a GPU's ceilings are measured with torch: pip install 'efserve[torch]'") from exc
+def _device(torch: Any, uuid: str) -> Any:
     for index in range(torch.cuda.device_count()):
-        if uuid.endswith(str(getattr(torch.cuda.get_device_properties(index), "uuid", None))):
-            return torch, torch.device("cuda", index)
-    raise UsageError(f"torch {torch.__version__} does not see GPU {uuid}, which its ceilings are measured with")
+        if uuid.endswith(str(torch.cuda.get_device_properties(index).uuid)):
+            return torch.device("cuda", index)
+    raise UsageError(f"torch {torch.__version__} does not see GPU {uuid}, whose ceilings are measured with it")
 
 
 def _peak(torch: Any, device: Any, dtype: str) -> Ceiling:

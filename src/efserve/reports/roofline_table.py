@@ -54,7 +54,7 @@ def model_table(model: ModelRoofline) -> Table:
             point.bound,
             _short(point.most_rows_per_s),
             "-" if measured is None else _short(measured),
-            "-" if part is None else f"{part:.0f}%",
+            "-" if part is None else f"{_short(part)}%",
         )
     return table
 
