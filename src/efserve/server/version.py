@@ -49,6 +49,7 @@ _MOVES = {
     VersionState.UNLOADING: {VersionState.UNAVAILABLE},
     VersionState.UNAVAILABLE: {VersionState.UNLOADING},
 }
+_ALIVE = (VersionState.LOADING, VersionState.READY)
 
 
 class ServedVersion:
@@ -193,10 +194,10 @@ class ServedVersion:
         try:
             while True:
                 died: asyncio.Future[str] = loop.create_future()
-                reason = await self._run_worker(partition, died, started)
-                if self.state is VersionState.LOADING:
+                reason, is_struck = await self._run_worker(partition, died, started)
+                if self.state is VersionState.LOADING and not is_struck:
                     self._fail(reason)
-                if self.state is not VersionState.READY:
+                if self.state not in _ALIVE:
                     return
                 delay_s = self._restarts.died(loop.time())
                 if delay_s is None:
@@ -208,21 +209,23 @@ class ServedVersion:
                     "model=%s version=%s worker ended: %s; restart in %.1f s", self.name, self.version, reason, delay_s
                 )
                 await asyncio.sleep(delay_s)
-                if self.state is not VersionState.READY:  # another instance has used up the restarts
+                if self.state not in _ALIVE:  # another instance has used up the restarts
                     return
         finally:
             if not started.done():
                 started.set_result(None)
 
-    async def _run_worker(self, partition: Partition, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
-        """Starts a worker and waits for its end; answers why it ended."""
+    async def _run_worker(
+        self, partition: Partition, died: asyncio.Future[str], started: asyncio.Future[None]
+    ) -> tuple[str, bool]:
+        """Starts a worker and waits for its end; answers why it ended, and whether a fault of its GPU struck it."""
         number = next(self._numbers)
         device = partition.device
         await self._mps.well(device)
         try:
             equipped = equip(partition, self._mps.pipe_directory(device))
         except LoadFailed as exc:
-            return str(exc)
+            return str(exc), False
         worker = Worker(
             replace(self._spec, partition=equipped),
             on_done=partial(self._batch_done, number),
@@ -230,8 +233,9 @@ class ServedVersion:
             before_kill=self._mps.before_kill(device),
         )
         self.workers[number] = worker
-        with self._mps.attached(device, worker):
-            return await self._live(worker, number, died, started)
+        with self._mps.attached(device, worker) as attachment:
+            reason = await self._live(worker, number, died, started)
+        return reason, attachment.is_struck
 
     async def _live(self, worker: Worker, number: int, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
         try:
