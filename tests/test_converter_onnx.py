@@ -37,7 +37,8 @@ def test_free_batch_is_kept(tmp_path: Path) -> None:
     assert result.max_batch_size == 8
     assert result.inputs == (TensorSpec("a", "FP32", (4,)), TensorSpec("b", "FP32", (4,)))
     assert [(d.format, d.batch, d.max_abs) for d in result.parity] == [("onnx", 1, 0.0), ("onnx", 3, 0.0)]
-    assert [path.name for path in (tmp_path / "models" / "net" / "1").iterdir()] == ["model.onnx"]
+    written = sorted(path.name for path in (tmp_path / "models" / "net" / "1").iterdir())
+    assert written == ["model.onnx", "parity.json"]
     assert "only model.onnx is written" in result.notes[0]
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from efserve.converter.job import Precision
 from efserve.converter.parity import Case, check, compare, in_precision, random_inputs
 from efserve.errors import ConversionFailed
+from efserve.precision import Precision
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec
 
 SPECS = tuple(

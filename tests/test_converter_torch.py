@@ -125,7 +125,7 @@ def test_version_is_replaced_by_force_alone(tmp_path: Path) -> None:
         convert(job, lambda _: None)
     assert first.stat().st_ino == before
     convert(replace(job, force=True, format="onnx"), lambda _: None)
-    assert [path.name for path in first.parent.iterdir()] == ["model.onnx"]
+    assert sorted(path.name for path in first.parent.iterdir()) == ["model.onnx", "parity.json"]
     convert(replace(job, version=2), lambda _: None)
     assert sorted(path.name for path in (tmp_path / "Linear").iterdir()) == ["1", "2", "config.pbtxt"]
 
@@ -138,7 +138,7 @@ def test_config_that_fits_is_kept_and_another_needs_force(tmp_path: Path) -> Non
     edited = path.read_text()
     assert "it is kept" in convert(replace(job, version=2), lambda _: None).notes[0]
     assert path.read_text() == edited
-    other = replace(job, version=3, precision="fp16")
+    other = replace(job, version=3, precision="fp16", name="Linear")
     with pytest.raises(ConfigError, match="describes other tensors than this model's"):
         convert(other, lambda _: None)
     assert not (tmp_path / "Linear" / "3").exists()

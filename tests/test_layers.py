@@ -26,7 +26,7 @@ LINES = (
     "routing planning placing",
     "codec comparison asks",
     "batching counters stats arrivals room turns roofline",
-    "repository profiles pairs records",
+    "repository profiles pairs records samples precision",
     "pbtxt config imaging packing intervals histogram devices graph_cost",
     "instance_groups",
     "model_config partition shares",

@@ -14,7 +14,7 @@ from efserve.errors import EfserveError, LoadFailed, NotFound, UsageError
 from efserve.model_config import ModelConfig
 from efserve.predictor.model import class_output, top_classes
 from efserve.predictor.predict import InferJob, predict
-from efserve.predictor.samples import Sample, batches, read_samples
+from efserve.samples import Sample, batches, read_samples
 from efserve.tensors import TensorSpec
 
 ONE = ModelConfig("net", max_batch_size=4, inputs=(TensorSpec("x", "FP32", (2, 2)),))

@@ -109,3 +109,18 @@ def number() -> int:
 def fails() -> nn.Module:
     """Raises instead of returning a module."""
     raise RuntimeError("no licence")
+
+
+class TinyCnn(nn.Module):
+    """[n, 1, 28, 28] -> [n, 10] by two convolutions with a batch norm; the same weights at each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)
+        )
+        self.scores = nn.Linear(9216, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.scores(self.features(images).flatten(1))  # type: ignore[no-any-return]  # torch

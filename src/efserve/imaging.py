@@ -104,6 +104,42 @@ def load_image(path: Path, spec: TensorSpec, preprocess: Preprocess) -> Array:
     except (OSError, ValueError, Image.DecompressionBombError) as exc:
         raise UsageError(f"{path} cannot be read as an image: {exc}") from exc
     pixels = np.asarray(_fit(image, layout, preprocess)).reshape(*_size(image, layout), layout.channels)
+    return _placed(pixels, layout, spec, preprocess)
+
+
+def is_image(spec: TensorSpec) -> bool:
+    """Whether an input takes images."""
+    try:
+        layout_of(spec)
+    except UsageError:
+        return False
+    return True
+
+
+def random_image(rng: np.random.Generator, spec: TensorSpec, preprocess: Preprocess) -> Array:
+    """An image of blurred patches, coarse and fine, in random colours, with noise, as the input `spec` wants it.
+
+    The input must have no free sizes.
+    """
+    from PIL import Image
+
+    layout = layout_of(spec)
+    size = (layout.width, layout.height)
+    planes = []
+    for _ in range(layout.channels):
+        patches = np.zeros((layout.height, layout.width))
+        for cells in (2, 5, 16):
+            coarse = Image.fromarray(rng.random((cells, cells)).astype(np.float32))
+            patches += np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)) * rng.random()
+        planes.append(patches + 0.1 * rng.standard_normal(patches.shape))
+    values = np.stack(planes, axis=-1)
+    low, high = values.min(), values.max()
+    pixels = (255 * (values - low) / max(high - low, 1e-9)).astype(np.uint8)
+    return _placed(pixels, layout, spec, preprocess)
+
+
+def _placed(pixels: Array, layout: ImageLayout, spec: TensorSpec, preprocess: Preprocess) -> Array:
+    """Pixels [height, width, channels] of 0..255 as the input wants them."""
     values = pixels if spec.datatype == "UINT8" else _scaled(pixels, preprocess)
     placed = values if layout.channels_last else values.transpose(2, 0, 1)
     return np.ascontiguousarray(placed, NUMPY_DTYPES[spec.datatype])

@@ -67,6 +67,11 @@ _TRITON_NAMES = {
 _ENGINES = {name: engine for engine, names in _TRITON_NAMES.items() for name in names if name}
 
 
+def backend_name(engine: str) -> str:
+    """What Triton calls the backend of an engine."""
+    return _TRITON_NAMES[engine][1]
+
+
 def read_config(path: Path, name: str) -> ModelConfig:
     """The config in the file at `path` of the model whose folder is called `name`.
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder that the model is written into, as <name>/<version>/.",
 )
-@click.option("--name", default="", help="Name of the model.  [default: the stem of SOURCE]")
+@click.option(
+    "--name", default="", help="Name of the model.  [default: the stem of SOURCE, with _PRECISION unless fp32]"
+)
 @click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version to write.")
 @click.option(
     "--format",
@@ -43,10 +45,18 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="fp16: weights, compute, inputs and outputs in half precision.",
+    help="fp16: weights, compute, inputs and outputs in half precision. bf16: compute, for processors that have it. "
+    "int8: ONNX alone, calibrated. What each loses is measured.",
+)
+@click.option(
+    "--calibration",
+    default="",
+    metavar="FILE|FOLDER",
+    help="Samples of what the model will see, as images, .npy, .npz or .json: they calibrate int8, and show what a "
+    "precision loses.  [default: random images or values]",
 )
 @click.option(
     "--opset",
@@ -150,10 +160,29 @@ def _show(result: ConvertResult, console: "Console") -> None:
         table.add_row(FILENAMES[found.format], str(found.batch), f"{found.max_abs:.2e}", f"{found.max_rel:.2e}")
     console.print(table)
     console.print()
+    if result.losses:
+        _show_losses(result, console)
     for note in result.notes:
         console.print(f"Note: {note}", markup=False)
     sizes = ", ".join(f"{name} {_size(size)}" for name, size in result.file_bytes.items())
     console.print(f"Wrote {result.folder} ({sizes})", markup=False, soft_wrap=True)
+
+
+def _show_losses(result: ConvertResult, console: "Console") -> None:
+    from rich.table import Table
+
+    first = result.losses[0]
+    console.print(f"Loss over {first.samples} {first.inputs}, whose scores reach {first.scale:.3g}", markup=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("File")
+    table.add_column("Engine")
+    for column in ("Mean", "Largest", "Same top-1"):
+        table.add_column(column, justify="right")
+    for loss in result.losses:
+        same = "" if loss.top1_agreement is None else f"{loss.top1_agreement:.1%}"
+        table.add_row(FILENAMES[loss.format], loss.engine, f"{loss.mean_abs:.2e}", f"{loss.max_abs:.2e}", same)
+    console.print(table)
+    console.print()
 
 
 def _size(size_bytes: int) -> str:

@@ -58,7 +58,7 @@ def _devices(text: str) -> tuple[int, str]:
     type=click.FloatRange(0),
     default=0.0,
     metavar="MB",
-    help="Memory of one device; at most 90 % of it is planned.  [default: no limit]",
+    help="Memory of one device; at most 90 % of it is planned.  [default: this machine's, no limit for others]",
 )
 @click.option(
     "--profiles",

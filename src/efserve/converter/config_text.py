@@ -4,12 +4,15 @@ import json
 from collections.abc import Mapping, Sequence
 
 from efserve.model_config import ModelConfig
+from efserve.pbtxt import backend_name
 from efserve.tensors import TensorSpec
 
 
 def config_text(config: ModelConfig) -> str:
     """`config.pbtxt` of a converted model: its tensors, batch, labels and parameters."""
     lines = [f"name: {_quoted(config.name)}", f"max_batch_size: {config.max_batch_size}"]
+    if config.engine:
+        lines.append(f"backend: {_quoted(backend_name(config.engine))}")
     lines += _tensors("input", config.inputs, {})
     lines += _tensors("output", config.outputs, config.label_filenames)
     if config.dynamic_batching is not None:

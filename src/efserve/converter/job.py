@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from efserve.precision import Difference, Format, Loss, Precision
 from efserve.tensors import TensorSpec
-
-Format = Literal["onnx", "torchscript"]
-Precision = Literal["fp32", "fp16"]
 
 FILENAMES: dict[Format, str] = {"onnx": "model.onnx", "torchscript": "model.pt"}
 DEFAULT_MAX_BATCH = 8
@@ -21,27 +19,17 @@ class ConvertJob:
 
     source: str
     model_repository: Path = Path("model_dir")
-    name: str = ""  # empty: the stem of the source
+    name: str = ""  # empty: the stem of the source, with `_<precision>` where that is not fp32
     version: int = 1
     format: Literal["onnx", "torchscript", "all"] = "all"
     weights: str = "default"  # default, none, or a file
     precision: Precision = "fp32"
+    calibration: str = ""  # a file or a folder of samples, for int8 and for what a precision loses
     opset: int | None = None  # None: DEFAULT_OPSET for PyTorch models; an ONNX file keeps its own
     input_shape: tuple[str, ...] = ()  # [name:]dims without the batch, in the order of the model's inputs
     dtype: tuple[str, ...] = ()  # [name:]datatype
     max_batch: int = DEFAULT_MAX_BATCH
     force: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """How far one written format is from its source at one batch, over all outputs."""
-
-    format: Format
-    batch: int  # rows; 1 for a model that does not batch
-    max_abs: float
-    max_rel: float  # the absolute difference over the largest magnitude of the same output
-    passed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +45,7 @@ class ConvertResult:
     max_batch_size: int
     precision: Precision
     parity: tuple[Difference, ...]
+    losses: tuple[Loss, ...]  # of a precision below fp32
     notes: tuple[str, ...]  # remarks that the user should read
 
 

@@ -11,6 +11,7 @@ import onnx
 
 from efserve.converter.job import ConvertJob
 from efserve.converter.parity import BATCHES, Case, Run, compare, in_precision, random_inputs
+from efserve.converter.samples import Samples, choose
 from efserve.converter.tensor_options import parse_shape
 from efserve.devices.cpu import usable_cores_here
 from efserve.engines.base import Engine, Source, load
@@ -32,6 +33,8 @@ class OnnxModel:
     config: ModelConfig
     cases: tuple[Case, ...]
     notes: tuple[str, ...]
+    samples: Samples | None  # where the precision is below fp32
+    judging: tuple[Case, ...]  # the source's answers to the judging samples
 
 
 def read_onnx(path: Path, name: str, job: ConvertJob) -> OnnxModel:
@@ -50,6 +53,10 @@ def read_onnx(path: Path, name: str, job: ConvertJob) -> OnnxModel:
             notes.append("the file fixes its batch: the model is written as one that does not batch")
         else:
             file, config, cases = freed
+    samples, judging = None, tuple[Case, ...]()
+    if job.precision != "fp32":
+        samples = choose(config, _concrete(config.inputs, job), job)
+        judging = _judged(source, config, samples)
     source.close()
     if job.opset is not None:
         with foreign(f"the model cannot be brought to opset {job.opset}", ConversionFailed):
@@ -57,7 +64,8 @@ def read_onnx(path: Path, name: str, job: ConvertJob) -> OnnxModel:
     if job.precision == "fp16":
         file = _half(file)
     inputs, outputs = (in_precision(specs, job.precision) for specs in (config.inputs, config.outputs))
-    return OnnxModel(file, replace(config, inputs=inputs, outputs=outputs), cases, tuple(notes))
+    config = replace(config, inputs=inputs, outputs=outputs)
+    return OnnxModel(file, config, cases, tuple(notes), samples, judging)
 
 
 def save(file: onnx.ModelProto, path: Path) -> None:
@@ -89,6 +97,16 @@ def _cases(config: ModelConfig, run: Run, job: ConvertJob) -> tuple[Case, ...]:
         ):
             cases.append(Case(batch or 1, inputs, tuple(run(own))))
     return tuple(cases)
+
+
+def _judged(source: Engine, config: ModelConfig, samples: Samples) -> tuple[Case, ...]:
+    """The answers of the source, which may take only its own number of rows at once."""
+    fixed = 0 if source.config.batches or not config.batches else source.config.inputs[0].dims[0]
+    run = partial(_in_pieces, source, fixed) if fixed else source.infer
+    with foreign("the model does not run on the samples", ConversionFailed):
+        return tuple(
+            Case(inputs[0].shape[0] if config.batches else 1, inputs, tuple(run(inputs))) for inputs in samples.judging
+        )
 
 
 def _concrete(specs: Sequence[TensorSpec], job: ConvertJob) -> tuple[TensorSpec, ...]:

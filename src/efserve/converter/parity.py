@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from efserve.converter.job import FILENAMES, Difference, Format, Precision
+from efserve.converter.job import FILENAMES
 from efserve.errors import ConversionFailed
+from efserve.precision import Difference, Format, Precision
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec
 
 Run = Callable[[Sequence[Array]], Sequence[Array]]  # inputs in order -> outputs in order
@@ -26,7 +27,12 @@ class Tolerance:
     relative: float
 
 
-TOLERANCES: dict[Precision, Tolerance] = {"fp32": Tolerance(1e-6, 1e-4), "fp16": Tolerance(1e-4, 2e-2)}
+TOLERANCES: dict[Precision, Tolerance] = {
+    "fp32": Tolerance(1e-6, 1e-4),
+    "fp16": Tolerance(1e-4, 2e-2),
+    "bf16": Tolerance(1e-3, 1e-1),
+    "int8": Tolerance(1e-3, 5e-1),
+}
 _EXACT = Tolerance(0.0, 0.0)  # integers, booleans and strings
 
 
@@ -39,18 +45,18 @@ class Case:
     outputs: tuple[Array, ...]
 
 
-def random_inputs(specs: Sequence[TensorSpec], batch: int | None) -> tuple[Array, ...]:
+def random_inputs(specs: Sequence[TensorSpec], batch: int | None, seed: int = _SEED) -> tuple[Array, ...]:
     """Inputs [batch, *dims], or [*dims] with None, the same at every call.
 
     Floats are standard normal; integers are 0 or 1, which any embedding or mask accepts.
     """
-    rng = np.random.default_rng([_SEED, batch or 0])
+    rng = np.random.default_rng([seed, batch or 0])
     return tuple(_random(rng, spec, spec.dims if batch is None else (batch, *spec.dims)) for spec in specs)
 
 
 def in_precision(specs: Sequence[TensorSpec], precision: Precision) -> tuple[TensorSpec, ...]:
     """The tensors as a file of this precision has them: with fp16, FP32 becomes FP16."""
-    if precision == "fp32":
+    if precision != "fp16":
         return tuple(specs)
     return tuple(replace(spec, datatype="FP16") if spec.datatype == "FP32" else spec for spec in specs)
 

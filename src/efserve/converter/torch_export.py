@@ -3,6 +3,7 @@
 Importing this module imports torch.
 """
 
+import copy
 import ctypes
 import os
 import shutil
@@ -16,19 +17,51 @@ from pathlib import Path
 
 import onnx
 import torch
+from torch import nn
 
 from efserve.converter.onnx_file import save
 from efserve.converter.torch_model import Exportable, quiet, to_torch
 from efserve.errors import ConversionFailed
 from efserve.foreign import foreign
+from efserve.precision import Precision
 
 _DEBUG_RECORDS = (".debug_pkl", "/.data/serialization_id")
 _ALIGNMENT = 64  # of records, as torch itself writes them: tensors can then be mapped
 
 
-def export_torchscript(model: Exportable, path: Path) -> None:
-    """Writes a TorchScript file: a scripted module as it is, any other one traced."""
-    module = model.module
+class _InBf16(nn.Module):
+    """Computes in bf16, convolutions channels-last, and takes and gives FP32.
+
+    Measured on resnet50 with AVX512-BF16: 1.5 times as fast as FP32 at batch 1 and 2.0 times at batch 8; autocast 1.3
+    and 1.6 times, without channels-last 1.2 and 1.3 times.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).to(torch.bfloat16)
+        for parameter in self.module.parameters():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        answer = self.module(*(_in_bf16(tensor) for tensor in inputs))
+        return _in_fp32(answer) if isinstance(answer, torch.Tensor) else tuple(map(_in_fp32, answer))
+
+
+def _in_bf16(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+    return tensor.to(torch.bfloat16, memory_format=layout)
+
+
+def _in_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+
+
+def export_torchscript(model: Exportable, path: Path, precision: Precision = "fp32") -> None:
+    """Writes a TorchScript file: a scripted module as it is, any other one, and one in bf16, traced."""
+    module = _InBf16(model.module).eval() if precision == "bf16" else model.module
     with foreign("the export to TorchScript failed", ConversionFailed), quiet(), torch.no_grad():
         if not isinstance(module, torch.jit.ScriptModule):
             # No check_trace: it repeats the very inputs that were traced. Parity uses others, at other batches.

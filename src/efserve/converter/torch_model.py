@@ -66,9 +66,16 @@ class _Positional(nn.Module):
 
 def eager_cases(model: TorchModel, job: ConvertJob) -> tuple[Case, ...]:
     """The model's own answers, in its own precision, to the inputs that the files will be given."""
+    batches = BATCHES if job.max_batch else (None,)
+    inputs = [random_inputs(in_precision(model.inputs, job.precision), batch) for batch in batches]
+    return answers(model, job, inputs)
+
+
+def answers(model: TorchModel, job: ConvertJob, batches: Sequence[tuple[Array, ...]]) -> tuple[Case, ...]:
+    """The model's own answers, in its own precision, to each of the batches."""
     cases = []
-    for batch in BATCHES if job.max_batch else (None,):
-        inputs = random_inputs(in_precision(model.inputs, job.precision), batch)
+    for inputs in batches:
+        batch = inputs[0].shape[0] if job.max_batch else None
         own = [array.astype(NUMPY_DTYPES[spec.datatype]) for spec, array in zip(model.inputs, inputs, strict=True)]
         answer = _run(model.module, own, f"the model's forward failed at batch {batch or 1}")
         for name, array in zip(answer.names, answer.arrays, strict=True):

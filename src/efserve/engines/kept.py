@@ -13,18 +13,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from efserve.config import kept_forms
+from efserve.devices.features import cpu_identity
 
 FOLDER = ".cache"
 _SCHEME = "1"  # of what a form's name says; another one finds nothing of this one's
 _FACTS = "facts.json"
 _MAKING = "making-"
+_OTHERS = (".json", ".md", ".plan", ".pt", ".py", ".txt")  # suffixes of files that are no part of an ONNX model
 _ABANDONED_S = 24 * 3600.0  # after which whoever was making a form is taken to be gone
 _LEAST_BYTES = 1 << 20  # a smaller model is optimized sooner than its form is found
-_PROCESSOR = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "CPU implementer", "Features")
 
 _Facts = dict[str, list[int | str]]  # file -> size, mtime and ctime in ns, inode, SHA-256
 
@@ -43,7 +43,7 @@ class Shelf:
 
     def __init__(self, version_folder: Path, recipe: Recipe) -> None:
         self._folder = version_folder
-        words = (_SCHEME, recipe.engine, recipe.library, _processor(), *recipe.choices)
+        words = (_SCHEME, recipe.engine, recipe.library, cpu_identity(), *recipe.choices)
         self._prefix = f"{recipe.engine}-{_digest(words)[:16]}-"
 
     def find(self) -> Path | None:
@@ -137,7 +137,7 @@ def _content(version_folder: Path, place: Path) -> str:
 def _is_intact(form: Path) -> bool:
     """Whether the files are the ones that were written: by size, times and inode, else by their hash."""
     known = _read(form / _FACTS)
-    found = _hashed(form, {n: f for n, f in _stats(form).items() if n != _FACTS}, known)
+    found = _hashed(form, _stats(form), known)
     if not known or {n: f[-1] for n, f in found.items()} != {n: f[-1] for n, f in known.items()}:
         return False
     if found != known:  # copied from elsewhere, unchanged
@@ -146,11 +146,11 @@ def _is_intact(form: Path) -> bool:
 
 
 def _stats(folder: Path) -> _Facts:
-    """Size, times and inode of each file below the folder, hidden ones left out; they change when its bytes do."""
+    """Size, times and inode of each file of the model below the folder; they change when its bytes do."""
     facts: _Facts = {}
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        for name in sorted(name for name in files if not name.startswith(".")):
+        for name in sorted(name for name in files if not name.startswith(".") and not name.endswith(_OTHERS)):
             path = Path(parent, name)
             with suppress(FileNotFoundError):
                 found = path.stat()
@@ -202,10 +202,3 @@ def _file_digest(path: Path) -> str:
 
 def _digest(words: Iterator[str] | tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
-
-
-@cache
-def _processor() -> str:
-    """What the kernel says of the first core: forms are laid out for its vector units."""
-    lines = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0].splitlines()
-    return "\n".join(line for line in lines if line.partition(":")[0].strip() in _PROCESSOR)

@@ -72,8 +72,9 @@ class OpenVinoEngine:
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Run the model; outputs are new arrays."""
+        ready = [np.require(array, requirements=["C", "W"]) for array in inputs]
         request = self._compiled.model.create_infer_request() if self._pointed_at else self._request
-        for at, tensor in zip(self._inputs, self._tensors(self.config.inputs, inputs), strict=True):
+        for at, tensor in zip(self._inputs, self._tensors(self.config.inputs, ready), strict=True):
             request.set_input_tensor(at, tensor)
         request.infer()
         return [

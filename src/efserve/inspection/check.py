@@ -11,6 +11,7 @@ from efserve.errors import EfserveError, LoadFailed
 from efserve.inspection.explain import Field, Place, fields, surprises
 from efserve.model_config import DEFAULT_MAX_BATCH
 from efserve.placing import place
+from efserve.precision import describe
 from efserve.repository import ModelFolder, read_labels, scan
 from efserve.room import Room, room_here
 from efserve.worker.handle import Worker
@@ -103,7 +104,7 @@ async def _load(spec: WorkerSpec, folder: ModelFolder, place: Place, deadline_s:
         version=spec.version,
         fields=tuple(fields(spec.config, served, place, has_file=has_file)),
         surprises=(*surprises(served, place), *(each.text for each in facts.remarks if each.is_warning)),
-        remarks=tuple(each.text for each in facts.remarks if not each.is_warning),
+        remarks=(*(each.text for each in facts.remarks if not each.is_warning), *describe(spec.folder)),
         load_s=facts.load_s,
         warmup_s=facts.warmup_s,
         rss_bytes=rss_bytes,

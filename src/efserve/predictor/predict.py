@@ -12,7 +12,7 @@ from efserve.model_config import ModelConfig
 from efserve.predictor.local import LocalModel
 from efserve.predictor.model import Class, Model, class_output
 from efserve.predictor.remote import RemoteModel
-from efserve.predictor.samples import Sample, batches, read_samples
+from efserve.samples import Sample, batches, read_samples
 from efserve.tensors import Array
 
 _FIRST_VALUES = 8

@@ -6,6 +6,7 @@ the model is loaded and is free again when it has gone. A reload keeps the parti
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from efserve.asks import Ask, Wishes, asks_of, served_groups
 from efserve.engines.base import can_use_gpus
@@ -13,9 +14,11 @@ from efserve.errors import EfserveError, UsageError
 from efserve.model_config import ModelConfig
 from efserve.partition import Partition
 from efserve.placing import place
+from efserve.planning.plan import read_plan
 from efserve.repository import ModelFolder, ModelVersion
 from efserve.room import Room
 from efserve.server.options import ServeConfig
+from efserve.server.planned import PlannedModel, place_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,7 @@ class Allotted:
     config: ModelConfig
     asks: tuple[Ask, ...]
     partitions: tuple[Partition, ...]
+    planned: PlannedModel | None = None  # where a plan says what each of them runs
 
     def of(self, version: ModelVersion) -> ModelVersion:
         """The version with the instance groups as they are served."""
@@ -47,8 +51,11 @@ class Allotment:
     def arrange(self, folders: Iterable[ModelFolder]) -> dict[str, EfserveError]:
         """Places the models of the start, and the shares of models that may come later; the errors of single models.
 
-        Raises UsageError for shares that this machine does not have.
+        Raises UsageError for shares that this machine does not have, or a plan that does not fit it.
         """
+        if self._options.plan is not None:
+            self._arrange_plan(self._options.plan, folders)
+            return {}
         configs = {folder.name: folder.config for folder in folders}
         engines = {folder.name: _engine(folder, self._options) for folder in folders}
         for share in self._options.share:
@@ -67,6 +74,14 @@ class Allotment:
         self.notes = placed.notes
         self._models = {name: Allotted(served[name], asks[name], placed.partitions[name]) for name in asks}
         return errors
+
+    def _arrange_plan(self, path: Path, folders: Iterable[ModelFolder]) -> None:
+        placed = place_plan(read_plan(path), self._options.late, self._room)
+        self.notes = placed.notes
+        configs = {folder.name: folder.config for folder in folders}
+        for name, (planned, partitions) in placed.models.items():
+            if name in configs:
+                self._models[name] = Allotted(configs[name], (), partitions, planned)
 
     def held(self, name: str) -> Allotted | None:
         """What a model has now."""

@@ -1,11 +1,12 @@
-"""Files as rows for a model: images, `.npy` arrays, `.json` values, checked against the model's inputs."""
+"""Files as rows for a model: images, `.npy` and `.npz` arrays, `.json` values, checked against the model's inputs."""
 
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from efserve.errors import UsageError
 from efserve.imaging import SUFFIXES, from_parameters, load_image
 from efserve.model_config import ModelConfig
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec
+
+_KNOWN = (*SUFFIXES, ".npy", ".npz", ".json")
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class Sample:
 def read_samples(path: Path, config: ModelConfig) -> list[Sample]:
     """The rows that a file holds; raises UsageError for one that is missing, unknown, or does not fit the model."""
     if not path.is_file():
-        raise UsageError(f"{path} is no file; expected an image, .npy or .json")
+        raise UsageError(f"{path} is no file; expected an image, .npy, .npz or .json")
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
         spec = _only_input(config, path)
@@ -34,12 +38,31 @@ def read_samples(path: Path, config: ModelConfig) -> list[Sample]:
     elif suffix == ".npy":
         spec = _only_input(config, path)
         rows = _rows(path, config, [_as_input(path, _read_npy(path), spec)])
+    elif suffix == ".npz":
+        rows = _rows(path, config, _npz_tensors(path, config))
     elif suffix == ".json":
         rows = _rows(path, config, _json_tensors(path, config))
     else:
-        raise UsageError(f"{path} has an unknown type; expected {', '.join(SUFFIXES)}, .npy or .json")
+        raise UsageError(f"{path} has an unknown type; expected {', '.join(SUFFIXES)}, .npy, .npz or .json")
     names = [str(path)] if len(rows) == 1 else [f"{path}#{index}" for index in range(len(rows))]
     return [Sample(name, tensors) for name, tensors in zip(names, rows, strict=True)]
+
+
+def read_folder(path: Path, config: ModelConfig, most: int) -> list[Sample]:
+    """The rows of a file, or of all files of known types below a folder; of more than `most`, evenly picked ones.
+
+    Raises UsageError where there are none, and as `read_samples`.
+    """
+    if not path.is_dir():
+        return _picked(read_samples(path, config), most)
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _KNOWN and file.is_file())
+    if not files:
+        raise UsageError(f"{path} has no files of samples; expected {', '.join(_KNOWN)}")
+    return _picked([row for file in _picked(files, most) for row in read_samples(file, config)], most)
+
+
+def _picked(items: list[_Item], most: int) -> list[_Item]:
+    return items if len(items) <= most else [items[at * len(items) // most] for at in range(most)]
 
 
 def batches(samples: Sequence[Sample], max_rows: int) -> Iterator[list[Sample]]:
@@ -77,6 +100,20 @@ def _read_npy(path: Path) -> Array:
     if not isinstance(loaded, np.ndarray):
         raise UsageError(f"{path} holds several arrays; expected one")
     return loaded
+
+
+def _npz_tensors(path: Path, config: ModelConfig) -> list[Array]:
+    """The model's inputs, in order, from arrays by their names."""
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            arrays = dict(loaded.items())
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
+        raise UsageError(f"{path} cannot be read as .npz: {exc}") from exc
+    names = [spec.name for spec in config.inputs]
+    if sorted(arrays) != sorted(names):
+        has = ", ".join(arrays) or "none"
+        raise UsageError(f"{path} has arrays {has}; model '{config.name}' takes {', '.join(names)}")
+    return [_as_input(path, arrays[spec.name], spec) for spec in config.inputs]
 
 
 def _json_tensors(path: Path, config: ModelConfig) -> list[Array]:
