@@ -31,7 +31,7 @@ LINES = (
     "instance_groups",
     "model_config partition shares",
     "inference",
-    "tensors foreign",
+    "tensors foreign libcuda",
     "errors",
     "__init__",
 )
