@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from efserve.pairs import read_pairs
+from efserve.profiles import read_profile
 from live_server import MODELS, serve
 from mps_machine import Machine, machine_in
 
@@ -329,3 +331,42 @@ def test_ctrl_c_during_the_start_undoes_it(shared: SharedGpu, trouble: str) -> N
         assert process.wait(60) == 0
     assert machine.daemons() == []
     assert machine.mode("GPU-a") == "Default"
+
+
+# efserve profile on shares of a GPU
+
+
+def profile(shared: SharedGpu, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    where = ["--model-repository", str(MODELS), "--model", "echo", "--output", str(output)]
+    quick = ["--min-time", "0.05", "--min-repetitions", "5", "--batches", "1,2"]
+    return subprocess.run(
+        [sys.executable, "-m", "efserve", "profile", *where, *quick, *options],
+        env={**os.environ, **shared.environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_a_profile_has_the_sms_of_each_share_and_undoes_mps(shared: SharedGpu, tmp_path: Path) -> None:
+    done = profile(shared, tmp_path, "--device", "gpu0", "--shares", "25,50,100")
+    assert done.returncode == 0, done.stderr
+    measured = read_profile(tmp_path / "gpu-in-c" / "echo.python.csv")
+    assert [(row.share_pct, row.sm_count, row.batch) for row in measured.rows] == [
+        (share, sms, batch) for share, sms in ((25, 33), (50, 66), (100, 132)) for batch in (1, 2)
+    ]
+    assert (measured.facts.share_means, measured.facts.gpu, measured.facts.driver) == ("mps", "GPU in C", "570.86.15")
+    assert "echo 1, " in done.stdout
+    assert ", GPU in C" in done.stdout
+    assert shared.machine.daemons() == []
+
+
+def test_pairs_share_a_gpu(shared: SharedGpu, tmp_path: Path) -> None:
+    done = profile(shared, tmp_path, "--device", "auto", "--pairs", "--shares", "40")
+    assert done.returncode == 0, done.stderr
+    told = read_pairs(tmp_path / "gpu-in-c" / "pairs.json")
+    assert {(pair.my_pct, pair.your_pct) for pair in told.pairs} == {(40, 60), (60, 40)}
+    assert told.facts.share_means == "mps"
+    assert all(pair.cpu_slowdown is None for pair in told.pairs)
+    assert shared.machine.daemons() == []
