@@ -17,7 +17,7 @@ from enum import Enum
 from efserve.errors import MpsFailed, MpsHangs
 from efserve.partitions import mps_lease
 from efserve.partitions.compute_mode import ComputeModes, ListedGpu
-from efserve.partitions.mps_control import MpsControl, ServerStatus
+from efserve.partitions.mps_control import ListedClient, MpsControl, ServerStatus
 from efserve.partitions.mps_directory import ALL, RunDirectory, user_of
 from efserve.partitions.mps_lease import Lease
 from efserve.partitions.nvidia_programs import NvidiaPrograms, run_program
@@ -69,6 +69,7 @@ class MpsFacts:
     pipe_directory: str
     processes: tuple[int, ...]
     servers: tuple[ServerFacts, ...]
+    listed: tuple[ListedClient, ...]  # the clients with their programs, where the daemon tells them
 
 
 class MpsDaemons:
@@ -281,9 +282,11 @@ class MpsDaemons:
         unit = self.directory.unit_of(gpu.uuid)
         state = await self.state(unit)
         servers: tuple[ServerFacts, ...] = ()
+        listed: tuple[ListedClient, ...] = ()
         if state is DaemonState.RUNNING:
             try:
                 servers = await self.servers(unit)
+                listed = await self.control(unit).listed() if servers else ()
             except MpsHangs:
                 state = DaemonState.HANGING
             except MpsFailed as exc:
@@ -298,6 +301,7 @@ class MpsDaemons:
             str(self.directory.pipes(unit)),
             self.directory.processes(unit),
             servers,
+            listed,
         )
 
     async def servers(self, unit: str) -> tuple[ServerFacts, ...]:

@@ -16,7 +16,7 @@ from efserve.errors import EfserveError, InferenceFailed, MeasurementFailed, Usa
 from efserve.inference import InferRequest
 from efserve.pairs import MeasuredPair, PairFacts, PairModel, Pairs, PairsFile, pairs_path
 from efserve.profiler import pairing, sampling
-from efserve.profiler.devices import device_for
+from efserve.profiler.devices import able_to_share, device_for
 from efserve.profiler.options import DEFAULT_MAX_BATCH, ProfileConfig
 from efserve.profiler.pairing import Round, Slowdown, Stretch
 from efserve.profiler.progress import Progress
@@ -83,14 +83,15 @@ def run(config: ProfileConfig, on_progress: Callable[[Progress], None]) -> Pairs
     """
     machine = machine_facts()
     device = device_for(config, machine)
-    splits = device.splits(config)
+    device.splits(config)  # before anything is started: what is wrong with them is the user's to know first
     found = find_targets(config, device.facts.slug)
     path = pairs_path(config.output, device.facts.slug)
     if path.exists() and not config.resume and not config.force:
         raise UsageError(f"{path}: measured before; --resume measures only what is missing, --force begins afresh")
-    with PairsFile(path, keep=config.resume) as file:
-        measuring = _Run(config, machine, device, file, on_progress)
-        return asyncio.run(measuring.measure(one_engine_each(found.targets), splits, found.failures))
+    with PairsFile(path, keep=config.resume) as file, able_to_share(device, config) as ready:
+        measuring = _Run(config, machine, ready, file, on_progress)
+        targets = one_engine_each(found.targets)
+        return asyncio.run(measuring.measure(targets, ready.splits(config), found.failures))
 
 
 def one_engine_each(targets: Sequence[Target]) -> list[Target]:
