@@ -154,7 +154,7 @@ def command(
     file with a row for each batch and share. With --pairs, runs each two models side by side and writes pairs.json,
     which `efserve plan --interference` reads. docs/profile.md tells each column.
     """
-    from efserve.commands._roofline_output import show_roofline
+    from efserve.commands._roofline_output import check_roofline, show_roofline
     from efserve.reports.profile_plot import require_matplotlib
 
     config = ProfileConfig(
@@ -170,15 +170,13 @@ def command(
         raise UsageError("--resume keeps the rows that are there, --force drops them: give one of the two")
     if config.cores and config.shares:
         raise UsageError("--cores and --shares are two ways to say the same: give one of the two")
-    also_runs = config.grid or config.pairs
-    if config.roofline and also_runs and config.json:
-        raise UsageError("--json prints one result: run --roofline --json by itself, after the other")
-    if config.roofline and config.engine and "onnx" not in config.engine:
-        raise UsageError(f"--engine {config.engine[0]}: the roofline reads ONNX files only; leave --engine out")
+    if config.roofline:
+        check_roofline(config)
     if config.plot:
         require_matplotlib()
     try:
-        failures = () if config.roofline and not also_runs else _profile(config)
+        runs_models = config.grid or config.pairs or not config.roofline
+        failures = _profile(config) if runs_models else ()
         failures += show_roofline(config) if config.roofline else ()
     except KeyboardInterrupt:
         click.echo("Interrupted. What was measured so far is kept; the same command with --resume goes on.", err=True)
