@@ -9,6 +9,7 @@ import pytest
 
 from efserve.engines.cuda_driver import CudaDriver
 from efserve.engines.cuda_pins import Pins, mapping_of
+from efserve.libcuda import Libcuda
 from efserve.tensors import Array
 
 
@@ -90,16 +91,16 @@ class StandInDriver:
 
 def test_the_primary_context_is_made_current_where_there_is_none() -> None:
     library = StandInDriver()
-    CudaDriver(library)
+    CudaDriver(Libcuda(library))
     assert library.calls == ["cuInit", "cuCtxGetCurrent", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"]
     library = StandInDriver(has_context=True)
-    CudaDriver(library).lock(4096, 8192)
+    CudaDriver(Libcuda(library)).lock(4096, 8192)
     assert library.calls == ["cuInit", "cuCtxGetCurrent", "cuMemHostRegister_v2"]
 
 
 def test_a_graph_is_captured_and_launched() -> None:
     library = StandInDriver()
-    driver = CudaDriver(library)
+    driver = CudaDriver(Libcuda(library))
     library.calls.clear()
     launch = driver.capture(7, lambda: library.calls.append("work"))
     assert library.calls == [
@@ -116,7 +117,7 @@ def test_a_graph_is_captured_and_launched() -> None:
 
 def test_a_capture_that_breaks_is_ended() -> None:
     library = StandInDriver(fails="cuStreamEndCapture")
-    driver = CudaDriver(library)
+    driver = CudaDriver(Libcuda(library))
     with pytest.raises(OSError, match="cuStreamEndCapture: operation not permitted when stream is capturing"):
         driver.capture(7, lambda: None)
 
@@ -125,7 +126,7 @@ def test_a_capture_that_breaks_is_ended() -> None:
 
     library = StandInDriver()
     with pytest.raises(ValueError, match="no kernel"):
-        CudaDriver(library).capture(7, breaks)
+        CudaDriver(Libcuda(library)).capture(7, breaks)
     assert library.calls[-1] == "cuStreamEndCapture"
 
 
@@ -136,7 +137,7 @@ def test_the_arguments_are_pointers_and_sizes() -> None:
         def __getattr__(self, name: str) -> Callable[..., int]:
             return lambda *arguments: seen.append((name, *arguments)) or 0  # type: ignore[func-returns-value]
 
-    CudaDriver(Library()).lock(4096, 1 << 33)
+    CudaDriver(Libcuda(Library())).lock(4096, 1 << 33)
     name, address, size, flags = seen[-1]
     assert name == "cuMemHostRegister_v2"
     assert isinstance(address, ctypes.c_void_p)

@@ -31,7 +31,7 @@ LINES = (
     "instance_groups",
     "model_config partition shares",
     "inference",
-    "tensors foreign triton_messages",
+    "tensors foreign libcuda triton_messages",
     "errors",
     "__init__",
 )

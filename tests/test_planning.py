@@ -136,13 +136,16 @@ def test_several_processes_are_used_where_they_carry_more() -> None:
     assert plan.placements[0].tenants[0].processes == 2
 
 
-def test_an_impossible_slo_is_told_with_the_best_there_is() -> None:
-    case = problem((10, 3, 4, 1))
+@pytest.mark.parametrize("arrivals", ["constant", "poisson"])
+def test_an_impossible_slo_is_told_with_the_best_there_is(arrivals: str) -> None:
+    case = replace(problem((10, 3, 4, 1), (10, 60, 1, 1)), arrivals=arrivals)
     with pytest.raises(NoPlan, match=r"m0: at 3 ms no share is fast enough; best is 10 ms at 100 %") as error:
         make_plan(case, "gpulet")
-    nearest = error.value.shortfalls[0].nearest
-    assert nearest is not None
-    assert planned("gpulet", replace(case, demands=(nearest,))) is not None
+    (shortfall,) = error.value.shortfalls
+    assert shortfall.nearest is not None
+    assert shortfall.nearest.rate_per_s == 10
+    assert 10 <= shortfall.nearest.slo_ms < 40
+    assert planned("gpulet", replace(case, demands=(shortfall.nearest, case.demands[1]))) is not None
 
 
 @pytest.mark.parametrize("policy", ["gpulet", "temporal", "best"])

@@ -52,19 +52,7 @@ def test_what_it_does_not_go_with(tmp_path: Path, words: tuple[str, ...], says: 
 
 
 def test_ctrl_c_reports_the_starts_that_were_done(tmp_path: Path) -> None:
-    words = [
-        *BENCH,
-        "--cold",
-        "1000",
-        "--model-repository",
-        str(MODELS),
-        "--model",
-        "echo",
-        "--shape",
-        "x:4",
-        "--json",
-        "cold.json",
-    ]
+    words = [*BENCH, "--cold", "1000", "--model-repository", str(SHIPPED), "--json", "cold.json"]
     with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

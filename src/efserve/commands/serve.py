@@ -49,6 +49,19 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     help="Memory for each instance of a model, such as 4G: enforced on a GPU, reported on the CPU; repeatable.",
 )
 @click.option(
+    "--plan",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="PLAN",
+    help="Serve the models of this plan of `efserve plan`, on the partitions and with the batches that it says.",
+)
+@click.option(
+    "--late",
+    type=click.Choice(["drop", "serve"]),
+    default="drop",
+    show_default=True,
+    help="With --plan, requests that cannot keep the SLO any more: answered 503 at once, or all the same.",
+)
+@click.option(
     "--max-batch", type=click.IntRange(1), help="Largest batch of models that batch.  [default: config, or 4]"
 )
 @click.option(

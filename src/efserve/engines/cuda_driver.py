@@ -5,25 +5,19 @@ Names, arguments and enumerations are those of the CUDA Driver API 12 and 13. Ne
 
 import ctypes
 from collections.abc import Callable
-from typing import Any, Protocol
 
-_LIBRARY = "libcuda.so.1"
+from efserve.libcuda import Libcuda, open_libcuda
+
 _PORTABLE = 0x01  # CU_MEMHOSTREGISTER_PORTABLE: locked for every context of the process
 _THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: what other threads do meanwhile is no concern of the capture
-
-
-class Library(Protocol):
-    """libcuda.so by ctypes, or a stand-in with its functions; each returns a CUresult."""
-
-    def __getattr__(self, name: str) -> Callable[..., int]: ...
 
 
 class CudaDriver:
     """The driver with the context of the process's one GPU, which is current in the calling thread."""
 
-    def __init__(self, library: Library) -> None:
-        self._library = library
-        self._ask("cuInit", ctypes.c_uint(0))
+    def __init__(self, libcuda: Libcuda) -> None:
+        self._libcuda = libcuda
+        self._ask = libcuda.call
         current = ctypes.c_void_p()
         self._ask("cuCtxGetCurrent", ctypes.byref(current))
         self.found_context = bool(current.value)  # a green context, or one that another library has made
@@ -51,24 +45,16 @@ class CudaDriver:
         try:
             work()
         finally:
-            ended = self._library.cuStreamEndCapture(handle, ctypes.byref(graph))  # which also ends a broken capture
-        self._check("cuStreamEndCapture", ended)
+            end = self._libcuda.function("cuStreamEndCapture")
+            ended = end(handle, ctypes.byref(graph))  # which also ends a broken capture
+        self._libcuda.check("cuStreamEndCapture", ended)
         try:
             self._ask("cuGraphInstantiateWithFlags", ctypes.byref(runnable), graph, ctypes.c_ulonglong(0))
         finally:
             self._ask("cuGraphDestroy", graph)
         return lambda: self._ask("cuGraphLaunch", runnable, handle)
 
-    def _ask(self, function: str, *arguments: Any) -> None:
-        self._check(function, getattr(self._library, function)(*arguments))
-
-    def _check(self, function: str, result: int) -> None:
-        if result:
-            text = ctypes.c_char_p()
-            self._library.cuGetErrorString(ctypes.c_int(result), ctypes.byref(text))
-            raise OSError(f"{function}: {(text.value or b'unknown error').decode()}")
-
 
 def load_driver() -> CudaDriver:
     """The machine's driver; OSError where there is none, or no GPU that this process may use."""
-    return CudaDriver(ctypes.CDLL(_LIBRARY))
+    return CudaDriver(open_libcuda())

@@ -8,11 +8,11 @@ import ctypes
 from functools import cache
 
 from efserve.errors import LoadFailed
+from efserve.libcuda import Libcuda
 
 _MULTIPROCESSOR_COUNT = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 _SM_RESOURCE = 1  # CU_DEV_RESOURCE_TYPE_SM
 _DEFAULT_STREAM = 1  # CU_GREEN_CTX_DEFAULT_STREAM, which is required
-_SYMBOL_MISSING = "the NVIDIA driver has no {}: green contexts need a driver for CUDA 12.4 or newer, or use MPS"
 
 
 class _SmResource(ctypes.Structure):
@@ -38,19 +38,16 @@ class DeviceResource(ctypes.Structure):
 class CudaDriver:
     """The driver in a process that sees one GPU, which is device 0."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
+    def __init__(self, libcuda: Libcuda) -> None:
+        """Raises LoadFailed where it has no GPU for this process."""
+        self._libcuda = libcuda
         self._device = ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(self._device), 0)
 
     @classmethod
     def open(cls, name: str = "libcuda.so.1") -> "CudaDriver | None":
         """The driver, initialised, with the GPU; None where there is no driver. Raises LoadFailed as all calls do."""
         return _opened(name)
-
-    def prepare(self) -> None:
-        """Initialise the driver; LoadFailed where it has no GPU for this process."""
-        self._call("cuInit", 0)
-        self._call("cuDeviceGet", ctypes.byref(self._device), 0)
 
     def sm_count(self) -> int:
         """SMs that this process may use, as device attribute: under MPS those of its share."""
@@ -101,17 +98,13 @@ class CudaDriver:
 
     def _call(self, name: str, *arguments: object) -> None:
         try:
-            function = getattr(self._library, name)
-        except AttributeError as exc:
-            raise LoadFailed(_SYMBOL_MISSING.format(name)) from exc
-        code = function(*arguments)
-        if code:
-            raise LoadFailed(f"the CUDA driver refuses {name}: {self._text(code)}")
-
-    def _text(self, code: int) -> str:
-        text = ctypes.c_char_p()
-        known = self._library.cuGetErrorString(code, ctypes.byref(text)) == 0 and text.value
-        return f"{text.value.decode()} (error {code})" if known and text.value else f"error {code}"
+            function = self._libcuda.function(name)
+        except OSError as exc:
+            raise LoadFailed(f"{exc}: green contexts need a driver for CUDA 12.4 or newer, or use MPS") from exc
+        try:
+            self._libcuda.check(name, function(*arguments))
+        except OSError as exc:
+            raise LoadFailed(f"the CUDA driver refuses {exc}") from exc
 
 
 @cache
@@ -120,6 +113,7 @@ def _opened(name: str) -> CudaDriver | None:
         library = ctypes.CDLL(name)
     except OSError:
         return None
-    driver = CudaDriver(library)
-    driver.prepare()
-    return driver
+    try:
+        return CudaDriver(Libcuda(library))
+    except OSError as exc:
+        raise LoadFailed(f"the CUDA driver refuses {exc}") from exc

@@ -6,11 +6,13 @@ the rest. What finds no room shares a partition in time with another rest.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations_with_replacement, product
 
 from efserve.planning.packing import Shelf, assemble, best_fit
 from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall
-from efserve.planning.recipes import Recipe, Turns, choices, knee, total_units
+from efserve.planning.recipes import UNITS, Recipe, Turns, choices, knee, total_units
 
+MOST_FILLED = 3  # partitions per device, up to which sets that fill one are tried
 MOST_PARTNERS = 64  # with which a rest tries to share a partition
 
 
@@ -32,8 +34,10 @@ def shelves(problem: Problem) -> list[Shelf]:
     wanted = choices(problem)
     best: list[Shelf] | None = None
     left: list[Recipe] = []
-    for least in sorted({recipe.units for _, recipes in wanted for recipe in recipes}):
-        packed, rest = _pack(problem, wanted, least)
+    sizes = sorted({recipe.units for _, recipes in wanted for recipe in recipes})
+    fills = (False, True) if 0 < problem.max_partitions <= MOST_FILLED else (False,)
+    for least, whole in product(sizes, fills):
+        packed, rest = _pack(problem, wanted, least, whole)
         if not rest and (best is None or len(packed) < len(best)):
             best = packed
         left = rest if not left or (rest and total_units(rest) < total_units(left)) else left
@@ -44,17 +48,20 @@ def shelves(problem: Problem) -> list[Shelf]:
 
 
 def _pack(
-    problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]], least: int
+    problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]], least: int, whole: bool
 ) -> tuple[list[Shelf], list[Recipe]]:
+    """Partitions of at least `least` units but for rests; with `whole`, whole devices are filled with a model first."""
     full: list[Recipe] = []
     rests: list[_Rest] = []
     for demand, recipes in wanted:
         allowed = [recipe for recipe in recipes if recipe.units >= least] or recipes[-1:]
         full_one = knee(allowed)
         rate = problem.wanted_per_s(demand)
-        count = int(rate / full_one.capacity_per_s)
-        full += [full_one] * count
-        rate -= count * full_one.capacity_per_s
+        for pieces in ([_filling(recipes, problem.max_partitions)] if whole else []) + [(full_one,)]:
+            capacity_per_s = sum(recipe.capacity_per_s for recipe in pieces)
+            count = int(rate / capacity_per_s)
+            full += pieces * count
+            rate -= count * capacity_per_s
         if rate > 1e-9 * full_one.capacity_per_s:
             smallest = next(recipe for recipe in recipes if recipe.capacity_per_s >= rate)
             rests.append(_Rest(smallest, ((demand, rate),)))
@@ -68,6 +75,15 @@ def _pack(
         rests = merged
         shelves, left = best_fit(problem, [*full, *(rest.recipe for rest in rests)], count)
     return shelves, left
+
+
+def _filling(recipes: Sequence[Recipe], most: int) -> tuple[Recipe, ...]:
+    """At most `most` partitions of one device that carry most of a model: where few are allowed, none may be small."""
+    sets = chain.from_iterable(combinations_with_replacement(recipes, count) for count in range(1, most + 1))
+    return max(
+        (pieces for pieces in sets if total_units(pieces) <= UNITS),
+        key=lambda pieces: sum(recipe.capacity_per_s for recipe in pieces),
+    )
 
 
 def _merge(problem: Problem, turns: Turns, rests: Sequence[_Rest], left: Sequence[Recipe]) -> list[_Rest] | None:

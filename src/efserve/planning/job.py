@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 
-from efserve.devices.cpu import available_cores, cpu_slug
+from efserve.devices.cpu import available_cores, cpu_model, cpu_slug, host_cpu
 from efserve.errors import ServerError, UsageError
+from efserve.pairs import pairs_path
 from efserve.planning.check import check
 from efserve.planning.interference import Interference, read_interference, slowed
 from efserve.planning.options import PlanConfig
 from efserve.planning.plan import Capacity, Demand, Device, Plan, Problem, plan_json, read_plan
 from efserve.planning.policies import make_plan
-from efserve.planning.tables import kinds, pairs_path, read_capacities
+from efserve.planning.tables import kinds, read_capacities
 from efserve.planning.workload import merged, read_workload
-from efserve.records import machine_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,15 @@ def _interference(config: PlanConfig, kind: str) -> Interference | None:
 
 def _planned(config: PlanConfig) -> PlanResult:
     count, kind = config.devices
-    count, kind = count or 1, kind or _kind_here(config)
+    here = cpu_slug(cpu_model(), len(available_cores()))
+    count, kind = count or 1, kind or _kind_here(config, here)
+    memory_mb = config.memory_mb or (_memory_here_mb() if kind == here else 0.0)
     capacities = read_capacities(config.profiles, kind)
     interference = _interference(config, kind)
     problem = Problem(
         demands=_demands(config, capacities),
         capacities=slowed(capacities, interference) if interference else capacities,
-        devices=tuple(Device(f"{kind}-{at}", kind, config.memory_mb) for at in range(count)),
+        devices=tuple(Device(f"{kind}-{at}", kind, memory_mb) for at in range(count)),
         max_partitions=config.max_partitions,
         headroom_pct=config.headroom_pct,
         objective=config.objective,
@@ -82,10 +84,15 @@ def _demands(config: PlanConfig, capacities: tuple[Capacity, ...]) -> tuple[Dema
     return merged(demands)
 
 
-def _kind_here(config: PlanConfig) -> str:
+def _memory_here_mb() -> float:
+    """The memory of this machine that its processes may use."""
+    host = host_cpu()
+    return min(host.memory_total_bytes, host.cgroup.memory_limit_bytes or host.memory_total_bytes) / 1e6
+
+
+def _kind_here(config: PlanConfig, here: str) -> str:
     """The kind of this machine's device where it has profiles, else the only kind that has."""
     known = kinds(config.profiles)
-    here = cpu_slug(machine_facts().cpu_model, len(available_cores()))
     if here in known:
         return here
     if len(known) != 1:

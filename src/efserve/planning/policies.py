@@ -1,11 +1,12 @@
 """The policies by name, and the one way to a plan: the objective, and what would be possible instead."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from efserve.planning import best, exhaustive, gpulet, static, temporal
 from efserve.planning.packing import Shelf, assemble, widest_fit
-from efserve.planning.plan import NoPlan, Plan, Problem, Shortfall
+from efserve.planning.plan import Demand, NoPlan, Plan, Problem, Shortfall
 
 POLICIES: dict[str, Callable[[Problem], Plan]] = {
     "best": best.plan,
@@ -24,6 +25,7 @@ _SHELVES: dict[str, Callable[[Problem], list[Shelf]]] = {
 OBJECTIVES = ("devices", "goodput", "spread")
 HALVINGS = 10  # of an interval in which a limit is searched
 MOST_FACTOR = 2.0**20
+LONGEST = 16  # times the least SLO, up to which a longer one is looked for
 
 
 def make_plan(problem: Problem, policy: str) -> Plan:
@@ -71,17 +73,49 @@ def most_factor(problem: Problem, policy: str) -> float:
 
 
 def _with_nearest(problem: Problem, policy: str, error: NoPlan) -> list[Shortfall]:
-    """The shortfalls, each with the nearest demand: where devices are short, all rates at the same part of theirs."""
-    if all(shortfall.nearest is not None for shortfall in error.shortfalls):
+    """The shortfalls, each with the nearest demand: all of them together have a plan.
+
+    Where an SLO is too short, the shortest that the model's rate has on these devices; where devices are short then,
+    all rates at the same part of theirs.
+    """
+    short = {shortfall.model: shortfall.nearest for shortfall in error.shortfalls}
+    if any(
+        nearest is None and ("profile" in shortfall.reason or "MB" in shortfall.reason)
+        for shortfall, nearest in zip(error.shortfalls, short.values(), strict=True)
+    ):
         return list(error.shortfalls)
-    demands = {demand.model: demand for demand in problem.demands}
-    if any("profile" in shortfall.reason or "MB" in shortfall.reason for shortfall in error.shortfalls):
-        return list(error.shortfalls)
-    factor = most_factor(problem, policy)
-    return [
-        replace(
-            shortfall,
-            nearest=replace(demands[shortfall.model], rate_per_s=demands[shortfall.model].rate_per_s * factor),
-        )
-        for shortfall in error.shortfalls
-    ]
+    longer = tuple(
+        replace(demand, slo_ms=_shortest_slo_ms(problem, replace(demand, slo_ms=nearest.slo_ms)))
+        if (nearest := short.get(demand.model)) is not None
+        else demand
+        for demand in problem.demands
+    )
+    factor = min(1.0, most_factor(replace(problem, demands=longer), policy))
+    nearest_of = {demand.model: replace(demand, rate_per_s=demand.rate_per_s * factor) for demand in longer}
+    if not factor:  # they cannot run beside one another at any rate
+        return [replace(shortfall, nearest=None) for shortfall in error.shortfalls]
+    return [replace(shortfall, nearest=nearest_of[shortfall.model]) for shortfall in error.shortfalls]
+
+
+def _shortest_slo_ms(problem: Problem, demand: Demand) -> float:
+    """An SLO, about 2 % from the shortest, at which the model's rate has a plan if it is alone on the devices.
+
+    `demand` has the shortest that any rate has; that again where no SLO helps, for the rate is too high.
+    """
+
+    def holds(slo_ms: float) -> bool:
+        case = replace(problem, demands=(replace(demand, slo_ms=slo_ms),))
+        with suppress(NoPlan):
+            gpulet.plan(case)
+            return True
+        return False
+
+    low_ms, high_ms = demand.slo_ms, demand.slo_ms
+    while not holds(high_ms):
+        low_ms, high_ms = high_ms, 1.5 * high_ms
+        if high_ms > LONGEST * demand.slo_ms:
+            return demand.slo_ms
+    while high_ms > 1.02 * low_ms:
+        middle_ms = (low_ms + high_ms) / 2
+        low_ms, high_ms = (low_ms, middle_ms) if holds(middle_ms) else (middle_ms, high_ms)
+    return high_ms

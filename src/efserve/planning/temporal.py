@@ -1,13 +1,13 @@
 """Policy `temporal`: whole devices only, shared in time (squishy bin packing of Nexus, SOSP'19).
 
-A model takes whole devices while its rate fills them. The rests, largest occupancy first, join the fullest device whose
-cycle still has room for them.
+A device runs one batch at a time. A model takes whole devices while its rate fills them. The rests, largest occupancy
+first, join the fullest device whose cycle still has room for them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from efserve.planning.packing import Shelf, assemble
-from efserve.planning.plan import Demand, NoPlan, Plan, Problem, Shortfall
+from efserve.planning.plan import Capacity, Demand, NoPlan, Plan, Problem, Shortfall
 from efserve.planning.recipes import UNITS, Recipe, Turns, choices
 
 
@@ -32,6 +32,7 @@ def plan(problem: Problem) -> Plan:
 
 def shelves(problem: Problem) -> list[Shelf]:
     """The devices of that plan."""
+    problem = replace(problem, capacities=tuple(map(_one_at_a_time, problem.capacities)))
     turns = Turns(problem)
     full: list[Recipe] = []
     rests: list[tuple[float, Demand, float, Recipe]] = []
@@ -60,6 +61,11 @@ def shelves(problem: Problem) -> list[Shelf]:
             [Shortfall(m, f"whole devices: {n} are needed, {len(problem.devices)} are there") for m, n in late.items()]
         )
     return [_whole(problem, recipe) for recipe in needed]
+
+
+def _one_at_a_time(capacity: Capacity) -> Capacity:
+    """Without processes side by side, which would be sharing in space."""
+    return replace(capacity, points=tuple(point for point in capacity.points if point.processes == 1))
 
 
 def _whole(problem: Problem, recipe: Recipe) -> Shelf:

@@ -28,7 +28,7 @@ TURN_S = 0.03  # of one kernel at one size; they take turns, so that a short dis
 PEAK_SIZES = (256, 384, 512, 1024, 1536)
 DEFAULT_CACHE_BYTES = 32 << 20  # where the kernel does not tell
 BEYOND_CACHE = 4  # times its size
-MOST_BYTES = 1 << 29  # of one kernel
+MOST_BYTES = 2 << 30  # of one kernel
 MATRIX_ROWS = 256
 
 Run = Callable[[], None]
@@ -52,7 +52,7 @@ _PRECISIONS = {
 def measure_cpu(cpu: HostCpu, cores: Sequence[int], precisions: Collection[str]) -> Ceilings:
     """The ceilings of these cores with a thread on each, in FP32 and in those of `precisions` that a CPU computes in.
 
-    Takes some four seconds, up to ten on a busy machine, and at most twice MOST_BYTES of memory.
+    Takes some four seconds, up to ten on a busy machine, and at most twice MOST_BYTES or half of the free memory.
     """
     cache_bytes = _last_level_bytes(cpu)
     with _on(cores):

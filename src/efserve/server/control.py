@@ -14,7 +14,8 @@ from typing import Any
 from efserve.devices.cpu import available_cores
 from efserve.errors import EfserveError, InvalidRequest, LoadFailed, Unavailable, UsageError
 from efserve.frontend.service import LoadOverrides
-from efserve.repository import ModelFolder, fingerprint, model_folders, read_labels, scan
+from efserve.planning.plan import read_plan
+from efserve.repository import ModelFolder, ModelVersion, fingerprint, model_folders, read_labels, scan
 from efserve.room import room_here
 from efserve.server.allotment import Allotment, Allotted, check_names
 from efserve.server.catalog import Catalog
@@ -75,6 +76,9 @@ class RepositoryControl:
         if "*" in options.load_model and len(options.load_model) > 1:
             raise UsageError("--load-model '*' loads every model and goes with no other --load-model")
         wanted = options.model
+        if options.plan is not None:
+            _check_plan_alone(options)
+            wanted = tuple(demand.model for demand in read_plan(options.plan).demands)
         if explicit and "*" not in options.load_model:
             if not options.load_model:
                 model_folders(options.model_repository)  # raises for folders that are none
@@ -250,8 +254,18 @@ class RepositoryControl:
     def _versions(self, folder: ModelFolder, allotted: Allotted) -> list[ServedVersion]:
         numbers = _check_versions(folder)
         labels = read_labels(folder.path, folder.config)
-        found = [allotted.of(folder.resolve(number, self._options.engine_for(folder, number))) for number in numbers]
-        return [ServedVersion(version, labels, self._options, allotted.partitions, self._shared) for version in found]
+        found = [allotted.of(self._resolved(folder, number, allotted)) for number in numbers]
+        return [
+            ServedVersion(version, labels, self._options, allotted.partitions, self._shared, allotted.planned)
+            for version in found
+        ]
+
+    def _resolved(self, folder: ModelFolder, number: int, allotted: Allotted) -> ModelVersion:
+        """A version with what runs it; where a plan names several engines, with the first of them."""
+        if allotted.planned is None:
+            return folder.resolve(number, self._options.engine_for(folder, number))
+        first, *_ = [folder.resolve(number, engine) for engine in allotted.planned.engines]  # each must have its file
+        return first
 
     async def _start(self, versions: Collection[ServedVersion]) -> None:
         # First, for a worker that misses its daemon runs without it and says nothing.
@@ -299,6 +313,23 @@ class RepositoryControl:
         if task.cancelled():
             raise Unavailable("the server is stopping")
         task.result()
+
+
+def _check_plan_alone(options: ServeConfig) -> None:
+    """UsageError for options that say what a plan says already."""
+    said = {
+        "--model": options.model,
+        "--engine": options.engine,
+        "--instances": options.instances,
+        "--threads": options.threads,
+        "--share": options.share,
+        "--trt": options.trt,
+        "--max-batch": options.max_batch,
+        "--queue-delay-us": options.queue_delay_us is not None,
+        "--model-control-mode": options.model_control_mode != "none",
+    }
+    if given := [name for name, value in said.items() if value]:
+        raise UsageError(f"--plan decides what {given[0]} does: leave one of them away")
 
 
 def _check_versions(folder: ModelFolder) -> tuple[int, ...]:

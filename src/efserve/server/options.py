@@ -19,6 +19,8 @@ class ServeConfig:
     threads: int | None = None
     share: tuple[Share, ...] = ()  # of devices, for single instances
     memory_limit: tuple[MemoryLimit, ...] = ()
+    plan: Path | None = None
+    late: str = "drop"  # drop or serve: what can no longer keep the SLO of the plan
     max_batch: int | None = None
     queue_delay_us: int | None = None
     spin: bool = False

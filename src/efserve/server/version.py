@@ -25,6 +25,7 @@ from efserve.routing import Action, AnswerOrder, Fail, RestartPolicy, Router, Se
 from efserve.server.cache import VersionCache
 from efserve.server.options import ServeConfig
 from efserve.server.placements import placement_of
+from efserve.server.planned import PlannedModel
 from efserve.server.shared import Shared
 from efserve.worker.handle import Worker, WorkerState
 from efserve.worker.spec import WorkerFacts, WorkerSpec
@@ -49,6 +50,7 @@ _MOVES = {
     VersionState.UNLOADING: {VersionState.UNAVAILABLE},
     VersionState.UNAVAILABLE: {VersionState.UNLOADING},
 }
+_ALIVE = (VersionState.LOADING, VersionState.READY)
 
 
 class ServedVersion:
@@ -61,8 +63,9 @@ class ServedVersion:
         options: ServeConfig,
         partitions: Sequence[Partition] = (Partition(),),
         shared: Shared | None = None,
+        planned: PlannedModel | None = None,
     ) -> None:
-        """`partitions`: one for each instance, which keeps it over restarts."""
+        """`partitions`: one for each instance, which keeps it over restarts; `planned` says what each of them runs."""
         self.name = found.model
         self.version = found.version
         self.engine = found.engine
@@ -89,6 +92,8 @@ class ServedVersion:
             strict_provider=options.strict_provider,
         )
         self._router: Router | None = None
+        self._planned = planned
+        self._places: dict[int, int] = {}  # of workers by number: which of the partitions they are on
         self._restarts = RestartPolicy()
         self._numbers = count()
         self._instance_tasks: list[asyncio.Task[None]] = []
@@ -126,8 +131,7 @@ class ServedVersion:
         loop = asyncio.get_running_loop()
         started = [loop.create_future() for _ in self.partitions]
         self._instance_tasks = [
-            loop.create_task(self._run_instance(partition, future))
-            for partition, future in zip(self.partitions, started, strict=True)
+            loop.create_task(self._run_instance(place, future)) for place, future in enumerate(started)
         ]
         await asyncio.gather(*started)
 
@@ -164,6 +168,9 @@ class ServedVersion:
             task.cancel()
         await asyncio.gather(*self._instance_tasks, return_exceptions=True)
         await asyncio.gather(*(worker.stop(drain_s) for worker in list(self.workers.values())))
+        if self._planned is not None:
+            for number in list(self.workers):
+                self._gone(number)
 
     def kill(self) -> None:
         """Ends all workers at once."""
@@ -187,16 +194,16 @@ class ServedVersion:
         if self._router is not None:
             self._carry_out(self._router.cancel(request))
 
-    async def _run_instance(self, partition: Partition, started: asyncio.Future[None]) -> None:
+    async def _run_instance(self, place: int, started: asyncio.Future[None]) -> None:
         """One instance for as long as the version lives: a worker, and after its death the next in its place."""
         loop = asyncio.get_running_loop()
         try:
             while True:
                 died: asyncio.Future[str] = loop.create_future()
-                reason = await self._run_worker(partition, died, started)
-                if self.state is VersionState.LOADING:
+                reason, is_struck = await self._run_worker(place, died, started)
+                if self.state is VersionState.LOADING and not is_struck:
                     self._fail(reason)
-                if self.state is not VersionState.READY:
+                if self.state not in _ALIVE:
                     return
                 delay_s = self._restarts.died(loop.time())
                 if delay_s is None:
@@ -208,30 +215,36 @@ class ServedVersion:
                     "model=%s version=%s worker ended: %s; restart in %.1f s", self.name, self.version, reason, delay_s
                 )
                 await asyncio.sleep(delay_s)
-                if self.state is not VersionState.READY:  # another instance has used up the restarts
+                if self.state not in _ALIVE:  # another instance has used up the restarts
                     return
         finally:
             if not started.done():
                 started.set_result(None)
 
-    async def _run_worker(self, partition: Partition, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
-        """Starts a worker and waits for its end; answers why it ended."""
+    async def _run_worker(
+        self, place: int, died: asyncio.Future[str], started: asyncio.Future[None]
+    ) -> tuple[str, bool]:
+        """Starts a worker and waits for its end; answers why it ended, and whether a fault of its GPU struck it."""
         number = next(self._numbers)
+        partition = self.partitions[place]
         device = partition.device
         await self._mps.well(device)
         try:
             equipped = equip(partition, self._mps.pipe_directory(device))
         except LoadFailed as exc:
-            return str(exc)
+            return str(exc), False
+        spec = self._planned.spec(place, self._spec) if self._planned else self._spec
         worker = Worker(
-            replace(self._spec, partition=equipped),
+            replace(spec, partition=equipped),
             on_done=partial(self._batch_done, number),
             on_death=lambda _, reason: self._dead(number, died, reason),
             before_kill=self._mps.before_kill(device),
         )
         self.workers[number] = worker
-        with self._mps.attached(device, worker):
-            return await self._live(worker, number, died, started)
+        self._places[number] = place
+        with self._mps.attached(device, worker) as attachment:
+            reason = await self._live(worker, number, died, started)
+        return reason, attachment.is_struck
 
     async def _live(self, worker: Worker, number: int, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
         try:
@@ -267,13 +280,19 @@ class ServedVersion:
             self.config = self._overridden(config)
             batching = self.config.dynamic_batching
             self._order = AnswerOrder() if batching is not None and batching.preserve_ordering else None
-            self._router = Router(self.config, hold_requests=self._hold_requests if batching is not None else 0)
+            if self._planned is not None:
+                self._router = self._planned.router(self.config, self._carry_out)
+            else:
+                self._router = Router(self.config, hold_requests=self._hold_requests if batching is not None else 0)
             self._is_timed = self._router.is_timed
             self._move(VersionState.READY)
-        self._carry_out(self._router.worker_ready(number, self._spec.slots, time.monotonic_ns()))
+        terms = self._planned.terms(self._places[number]) if self._planned else None
+        self._carry_out(self._router.worker_ready(number, self._spec.slots, time.monotonic_ns(), terms))
 
     def _overridden(self, config: ModelConfig) -> ModelConfig:
         config = replace(config, engine=self.engine)
+        if self._planned is not None:
+            return self._planned.config(config)
         if self._options.queue_delay_us is not None and config.dynamic_batching is not None:
             batching = replace(config.dynamic_batching, max_queue_delay_us=self._options.queue_delay_us)
             config = replace(config, dynamic_batching=batching)
@@ -287,6 +306,8 @@ class ServedVersion:
         batch, actions = self._router.batch_done(number, slot, now_ns)
         if actions:
             self._carry_out(actions)  # the worker gets its next batch before the answers are written
+        if self._planned is not None:
+            self._planned.ended(self._places[number], now_ns)
         for request, outcome in zip(batch, outcomes, strict=True):
             request.done(outcome)
         if timing is not None:
@@ -299,10 +320,17 @@ class ServedVersion:
         self._notice_idle()
 
     def _dead(self, number: int, died: asyncio.Future[str], reason: str) -> None:
-        if self._router:
-            self._carry_out(self._router.worker_dead(number, time.monotonic_ns()))
+        self._gone(number)
         if not died.done():
             died.set_result(reason)
+
+    def _gone(self, number: int) -> None:
+        """The router has a worker less."""
+        if self._router is not None:
+            now_ns = time.monotonic_ns()
+            self._carry_out(self._router.worker_dead(number, now_ns))
+            if self._planned is not None:
+                self._planned.ended(self._places[number], now_ns)
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
         for action in actions:

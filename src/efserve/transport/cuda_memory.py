@@ -1,6 +1,6 @@
 """Memory of a GPU that another process shares by an IPC handle: opened, copied from and to, closed.
 
-Through the CUDA driver's own library, so that nothing of CUDA need be installed. The first handle gives this process a
+The first handle gives this process a
 context on the GPU, which costs a few hundred megabytes there; without one, nothing of this is loaded. Functions as in
 the driver API's chapters "Primary Context Management" and "Memory Management". Not run on a GPU yet.
 """
@@ -10,6 +10,7 @@ from functools import cache
 from typing import Protocol
 
 from efserve.inference import Buffer
+from efserve.libcuda import Libcuda, open_libcuda
 
 HANDLE_BYTES = 64
 _LAZY_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the one flag that cuIpcOpenMemHandle knows
@@ -67,14 +68,12 @@ class _Handle(ctypes.Structure):
     _fields_ = (("reserved", ctypes.c_char * HANDLE_BYTES),)
 
 
-class LibCuda:
-    """The driver's library."""
+class CudaDriver:
+    """The driver, with the primary contexts of the GPUs that have been used."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        """Raises OSError where there is no GPU."""
-        self._library = library
+    def __init__(self, libcuda: Libcuda) -> None:
+        self._call = libcuda.call
         self._contexts: dict[int, ctypes.c_void_p] = {}
-        self._call("cuInit", 0)
 
     def open(self, handle: bytes, device_id: int) -> int:
         """See `Driver`."""
@@ -110,19 +109,11 @@ class LibCuda:
             self._contexts[device_id] = context
         self._call("cuCtxSetCurrent", self._contexts[device_id])
 
-    def _call(self, name: str, *arguments: object) -> None:
-        result = getattr(self._library, name)(*arguments)
-        if result:
-            text = ctypes.c_char_p()
-            self._library.cuGetErrorString(result, ctypes.byref(text))
-            said = (text.value or b"unknown error").decode("utf-8", "replace")
-            raise OSError(f"{name} failed with {result}: {said}")
-
 
 @cache
-def cuda_driver() -> LibCuda | None:
+def cuda_driver() -> CudaDriver | None:
     """The driver of this machine's GPUs; None where there is none."""
     try:
-        return LibCuda(ctypes.CDLL("libcuda.so.1"))
+        return CudaDriver(open_libcuda())
     except OSError:
         return None

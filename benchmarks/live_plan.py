@@ -1,0 +1,172 @@
+"""Whether a plan does what its simulation says: the same Poisson arrivals, simulated and served.
+
+    python benchmarks/live_plan.py [--seconds 25] [--rounds 1] [--load 0.3]
+
+Makes two convolutional networks, profiles them on this machine, and plans them twice: each on a partition of its own,
+and both in turns on the whole machine. Each plan is served and gets requests at the times of a trace by `efserve
+bench`; `efserve simulate` gets the same trace. Prints p50 and p99 of both, and their ratio. Needs a quiet machine with
+two cores or more; takes about two minutes.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from efserve.planning.plan import Plan, read_plan
+from efserve.planning.tables import kinds, read_capacities
+from efserve.records import read_result
+from harness import serving
+
+LAYERS = {"short": 2, "long": 5}  # of each network
+WIDTH, SIDE = 128, 48  # channels of a layer, pixels
+SLO_OF_BATCH = 10.0  # the SLO of both, in batches of one of the slower model on a core
+BATCHES = "1,2,4"
+NEAR = 0.15  # how far the simulation may be off
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A way to plan the two models."""
+
+    name: str
+    options: tuple[str, ...]
+
+
+CASES = (
+    Case("a partition each", ("--policy", "gpulet", "--max-partitions", "2")),
+    Case("in turns on one partition", ("--policy", "temporal", "--arrivals", "constant")),
+)
+
+
+def main() -> None:
+    """Prints a line per case, round and model; the exit code is 1 where one is off by more than `NEAR`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=25.0, help="of load, per case and round")
+    parser.add_argument("--rounds", type=int, default=1, help="of both cases")
+    parser.add_argument("--load", type=float, default=0.3, help="of one core, by each model")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="efserve-live-") as name:
+        root = Path(name)
+        for model, layers in LAYERS.items():
+            make_network(root / "models", model, layers)
+        efserve(
+            "profile", "--grid", "--batches", BATCHES, "--min-time", "1", *repository(root), "--output", profiles(root)
+        )
+        single_ms = single_latencies_ms(root)
+        rates = {model: round(options.load / ms * 1000, 1) for model, ms in single_ms.items()}
+        slos = dict.fromkeys(single_ms, round(SLO_OF_BATCH * max(single_ms.values()), 1))
+        print(f"a batch of one on a core takes, ms: {single_ms}; req/s: {rates}; SLO, ms: {slos}")
+        print(f"{'':26} {'':6} requests  refused  measured p50, p99  simulated p50, p99  ratios")
+        far = 0
+        for number in range(options.rounds):
+            trace = write_trace(root / f"trace-{number}.csv", rates, options.seconds, number)
+            for case in CASES:
+                plan = root / "plan.json"
+                asked = [text for m in rates for text in ("--rate", f"{m}={rates[m]}", "--slo", f"{m}={slos[m]}")]
+                efserve("plan", *asked, *case.options, "--profiles", profiles(root), "-o", plan)
+                far += run_case(root, case, read_plan(plan), trace)
+    sys.exit(1 if far else 0)
+
+
+def run_case(root: Path, case: Case, plan: Plan, trace: Path) -> int:
+    """Serves and simulates one plan; how many percentiles are far from what was measured."""
+    result = root / "bench.json"
+    with serving(root / "models", "--plan", str(root / "plan.json")) as server:
+        efserve("bench", "--url", server.url, "--schedule", trace, "--input", "random", "--json", result)
+    printed = efserve("simulate", root / "plan.json", "--profiles", profiles(root), "--trace", trace, "--json")
+    (simulated,) = json.loads(printed)
+    (level,) = [level.record for level in read_result(result).levels]
+    far = 0
+    for outcome in simulated["models"]:
+        at = [model.name for model in level.models].index(outcome["model"])
+        latency_ms = level.requests.latency_us[level.requests.model == at] / 1000
+        refused = sum(len(failures.end_us) for failures in level.failures if failures.model == at)
+        measured = np.percentile(latency_ms, (50, 99)).tolist()
+        wanted = (outcome["p50_ms"], outcome["p99_ms"])
+        ratios = [there / here for there, here in zip(wanted, measured, strict=True)]
+        far += sum(abs(ratio - 1) > NEAR for ratio in ratios)
+        print(
+            f"{case.name:26} {outcome['model']:6} {len(latency_ms):8} {refused:8} "
+            f"{measured[0]:9.2f} {measured[1]:8.2f} {wanted[0]:10.2f} {wanted[1]:8.2f}   "
+            f"{ratios[0]:.2f} {ratios[1]:.2f}",
+            flush=True,
+        )
+    return far
+
+
+def make_network(root: Path, name: str, layers: int) -> None:
+    """`layers` convolutions 3x3 of WIDTH channels on [batch, 3, SIDE, SIDE], then the mean of each channel."""
+    random = np.random.default_rng(0)
+    nodes, weights, before, channels = [], [], "input", 3
+    for at in range(layers):
+        weight = (random.standard_normal((WIDTH, channels, 3, 3)) * 0.05).astype(np.float32)
+        weights.append(numpy_helper.from_array(weight, f"w{at}"))
+        nodes.append(helper.make_node("Conv", [before, f"w{at}"], [f"c{at}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [f"c{at}"], [f"r{at}"]))
+        before, channels = f"r{at}", WIDTH
+    nodes.append(helper.make_node("GlobalAveragePool", [before], ["p"]))
+    nodes.append(helper.make_node("Flatten", ["p"], ["output"]))
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", WIDTH])],
+        weights,
+    )
+    path = root / name / "1" / "model.onnx"
+    path.parent.mkdir(parents=True)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
+    (root / name / "config.pbtxt").write_text("max_batch_size: 4\ndynamic_batching { }\n")
+
+
+def single_latencies_ms(root: Path) -> dict[str, float]:
+    """What a batch of one takes on the smallest share, of each model, with the way to the worker and back."""
+    (kind,) = kinds(profiles(root))
+    found = {}
+    for capacity in read_capacities(profiles(root), kind):
+        point = min(capacity.points, key=lambda point: (point.share_pct, point.batch))
+        found[capacity.model] = round(point.mean_ms, 2)
+    return {model: found[model] for model in LAYERS}
+
+
+def write_trace(path: Path, rates: dict[str, float], seconds: float, seed: int) -> Path:
+    """Poisson arrivals of each model, as `SECONDS,MODEL` lines."""
+    random = np.random.default_rng(seed)
+    times = []
+    for model, rate in rates.items():
+        gaps = random.exponential(1 / rate, int(seconds * rate * 2) + 20)
+        times += [(time, model) for time in np.cumsum(gaps).tolist() if time < seconds]
+    path.write_text("".join(f"{time:.6f},{model}\n" for time, model in sorted(times)))
+    return path
+
+
+def profiles(root: Path) -> Path:
+    """Where the profiles of this run lie."""
+    return root / "profiles"
+
+
+def repository(root: Path) -> Sequence[str]:
+    """The option that names the models."""
+    return ("--model-repository", str(root / "models"))
+
+
+def efserve(*arguments: object) -> str:
+    """Runs a command and answers its stdout; ends with what it said where it fails."""
+    command = [sys.executable, "-m", "efserve", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    main()
