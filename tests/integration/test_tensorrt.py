@@ -204,3 +204,36 @@ def test_a_model_of_any_length_needs_its_range(tmp_path: Path, gpu: dict[str, st
     ended = efserve("check", "--engine", "tensorrt", "--json", "--model-repository", tmp_path, **gpu)
     (found,) = json.loads(ended.stdout)
     assert "has free dimensions [-1], whose range TensorRT must know; add parameters" in found["error"]
+
+
+def test_converting_without_tensorrt_is_one_sentence(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if shutil.which("nvidia-smi") is not None:
+        pytest.skip("this machine may have a GPU")
+    target = tmp_path_factory.mktemp("target")
+    source = repository / "digits" / "1" / "model.onnx"
+    ended = efserve("convert", source, "--format", "tensorrt", "--name", "d", "--model-repository", target)
+    assert ended.returncode == 1
+    assert "TensorRT cannot run here: this machine has no NVIDIA driver, and tensorrt and pycuda" in ended.stderr
+    assert not [*target.iterdir()]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_converted_model_brings_its_plan(
+    repository: Path, gpu: dict[str, str], tmp_path_factory: pytest.TempPathFactory, precision: str
+) -> None:
+    target = tmp_path_factory.mktemp("target")
+    source = repository / "digits" / "1" / "model.onnx"
+    words = ("--format", "tensorrt", "--name", "d", "--model-repository", target, "--precision", precision)
+    ended = efserve("convert", source, *words, **gpu)
+    if precision == "bf16":  # which the stand-in, onnxruntime on a processor, cannot run
+        assert ended.returncode == 1
+        assert "model.onnx was written, but it cannot be run" in ended.stderr
+        assert not [*target.iterdir()]
+        return
+    assert ended.returncode == 0, ended.stderr
+    assert "builds its TensorRT plan in fp32, which takes minutes" in ended.stderr
+    assert 'backend: "tensorrt"' in (target / "d" / "config.pbtxt").read_text()
+    checked = efserve("check", "--model-repository", target, **gpu)
+    assert "runs an fp32 plan that was kept from an earlier start" in " ".join(checked.stdout.split())

@@ -69,6 +69,7 @@ class TensorRt:
         config = builder.create_builder_config()
         monitor = _monitor(trt, tell)  # must outlive the build
         config.progress_monitor = monitor
+        config.clear_flag(trt.BuilderFlag.TF32)  # which is on by itself: fp32 shall be fp32
         if task.workspace_bytes:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, task.workspace_bytes)
         cache = config.create_timing_cache(task.timings)

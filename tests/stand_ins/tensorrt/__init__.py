@@ -33,6 +33,7 @@ _NUMPY = {"FLOAT": "f4", "HALF": "f2", "INT8": "i1", "INT32": "i4", "INT64": "i8
 DataType = enum.Enum("DataType", "FLOAT HALF FP8 BF16 INT8 INT32 INT64 UINT8 BOOL INT4")
 TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
 MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
+BuilderFlag = enum.Enum("BuilderFlag", "DEBUG TF32 REFIT")  # 10 has those of the precisions as well, 11 has not
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
@@ -170,7 +171,11 @@ class IBuilderConfig:
         self.progress_monitor: IProgressMonitor | None = None
         self.profiles: list[IOptimizationProfile] = []
         self.limits: dict[MemoryPoolType, int] = {}
+        self.flags = {BuilderFlag.TF32}
         self.cache: ITimingCache | None = None
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self.flags.discard(flag)
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
         return ITimingCache(bytes(serialized_timing_cache))
