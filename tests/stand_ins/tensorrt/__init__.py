@@ -2,13 +2,15 @@
 
 Classes, methods and names of arguments are those of the bindings' source (python/src/infer/pyCore.cpp and
 python/src/parsers/pyOnnx.cpp of NVIDIA's TensorRT 11.1, and their documentation for 10.0 to 11.4). The environment
-plays what differs: STAND_IN_TENSORRT is the version, STAND_IN_UNSUPPORTED the operators that it does not parse.
+plays what differs: STAND_IN_TENSORRT is the version, STAND_IN_UNSUPPORTED the operators that it does not parse,
+STAND_IN_BUILD_S how long a build takes.
 """
 
 import ctypes
 import enum
 import os
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
@@ -219,6 +221,7 @@ class Builder:
         monitor.phase_start("Building Engine", None, 2)
         monitor.phase_start("Tactic Selection", "Building Engine", len(model.graph.node))
         for step in range(len(model.graph.node)):
+            threading.Event().wait(float(os.environ.get("STAND_IN_BUILD_S", "0")) / len(model.graph.node))
             monitor.step_complete("Tactic Selection", step)
         monitor.phase_finish("Tactic Selection")
         monitor.phase_finish("Building Engine")
