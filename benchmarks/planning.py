@@ -1,6 +1,6 @@
 """The policies on public profiles of an A100: GPUs, planning time, the checker's verdict; beside the figures to reach.
 
-    python benchmarks/planning.py DATA [--part scenarios|replay|large|mixes] [--step 1]
+    python benchmarks/planning.py DATA [--part scenarios|replay|large|mixes|held] [--step 1]
 
 DATA is the folder `prof_data` of ParvaGPU (SC'24, MIT): a CSV file per model with instance size in sevenths of the GPU,
 batch, processes, throughput per process (0: out of memory) and latency in seconds.
@@ -11,14 +11,15 @@ import csv
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from efserve.planning.check import check
 from efserve.planning.plan import Capacity, Demand, Device, NoPlan, Plan, Point, Problem
 from efserve.planning.policies import POLICIES, most_factor
+from efserve.planning.recipes import alone, knee
 from efserve.simulator.events import simulate
-from efserve.simulator.job import SimulateConfig, planned_arrivals
+from efserve.simulator.job import SimulateConfig, highest_factor, planned_arrivals
 
 KIND = "a100-80gb"
 # Rates (req/s) and SLOs (ms) of the scenarios S1-S6.
@@ -41,9 +42,24 @@ VARIANTS = (
     ("several processes per partition", 5, 0, (2, 3, 5, 7, 12, 15)),
     ("one process, at most 2 partitions per GPU", 1, 2, (3, 6, 6, 9, 17, 20)),
 )
-PARTS = ("scenarios", "replay", "large", "mixes")
+PARTS = ("scenarios", "replay", "large", "mixes", "held")
 MIX_MODELS = ("mobilenetv2", "resnet50", "inceptionv3", "vgg16", "densenet201")
 MIX_LEVELS = (0, 200, 400, 600)
+SMALL_MODELS = (
+    "bert",
+    "densenet121",
+    "densenet169",
+    "resnet50",
+    "mobilenetv2",
+)  # a whole GPU gives most of them little
+# Of the part `held`: a name, the models, the scenario of their SLOs, most processes per partition but for `temporal`.
+HELD = (
+    ("mixes, SLOs of S4, one process", MIX_MODELS, 3, 1),
+    ("mixes, SLOs of S4, several processes", MIX_MODELS, 3, 5),
+    ("mixes, SLOs of S5, one process", MIX_MODELS, 4, 1),
+    ("mixes, SLOs of S5, several processes", MIX_MODELS, 4, 5),
+    ("with bert, SLOs of S4, several processes", SMALL_MODELS, 3, 5),
+)
 
 
 def main() -> None:
@@ -53,6 +69,7 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; repeatable")
     parser.add_argument("--step", type=int, default=1, help="take every STEP-th mix only")
     parser.add_argument("--gpus", type=int, default=2, help="GPUs that the mixes are planned on")
+    parser.add_argument("--held-step", type=int, default=128, help="in the part `held`, take every such mix only")
     options = parser.parse_args()
     capacities = read_capacities(options.data)
     parts = options.part or PARTS
@@ -64,6 +81,9 @@ def main() -> None:
         large(capacities)
     if "mixes" in parts:
         mixes(limited(capacities, 1), options.gpus, options.step)
+    if "held" in parts:
+        for title, models, number, processes in HELD:
+            held(title, capacities, _Mixes(models, number, processes, options.gpus), options.held_step)
 
 
 def read_capacities(folder: Path) -> tuple[Capacity, ...]:
@@ -178,13 +198,15 @@ def all_mixes() -> list[tuple[int, ...]]:
     return [mix for mix in itertools.product(MIX_LEVELS, repeat=len(MIX_MODELS)) if any(mix)]
 
 
-def mix_demands(capacities: Sequence[Capacity], mix: Sequence[int]) -> tuple[Demand, ...]:
-    """The demands of a mix: level 600 is two thirds of what a whole GPU carries; SLOs are those of S4."""
+def mix_demands(
+    capacities: Sequence[Capacity], mix: Sequence[int], models: Sequence[str] = MIX_MODELS, number: int = 3
+) -> tuple[Demand, ...]:
+    """The demands of a mix: level 600 is two thirds of what a whole GPU carries; SLOs are those of S4, or another."""
     of = {capacity.model: capacity for capacity in capacities}
-    slos = {demand.model: demand.slo_ms for demand in scenario(3)}
+    slos = {demand.model: demand.slo_ms for demand in scenario(number)}
     return tuple(
         Demand(model, level / 600 * _unit(of[model], slos[model]), slos[model])
-        for model, level in zip(MIX_MODELS, mix, strict=True)
+        for model, level in zip(models, mix, strict=True)
         if level
     )
 
@@ -211,6 +233,53 @@ def mixes(capacities: tuple[Capacity, ...], count: int, step: int) -> None:
         f"\n{len(everything)} mixes on {count} GPUs, planned by: {planned}; broken plans {broken}; lost by best {lost}"
     )
     print(f"highest total rate planned, best / temporal: {factors['best'] / factors['temporal']:.2f}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Mixes:
+    """Which mixes the part `held` looks at, and on what."""
+
+    models: Sequence[str]
+    scenario: int
+    processes: int
+    gpus: int
+
+
+def held(title: str, capacities: Sequence[Capacity], wanted: _Mixes, step: int) -> None:
+    """The highest total rate that holds at 99 % within SLO in the simulator, best and gpulet over temporal.
+
+    And the bound for any plan with the same rules, over temporal: every model at its best throughput per share, and no
+    share lost.
+    """
+    one, several = limited(capacities, 1), limited(capacities, wanted.processes)
+    ratios: dict[str, list[float]] = {"best": [], "gpulet": [], "bound": []}
+    for mix in all_mixes()[17::step]:
+        demands = mix_demands(one, mix, wanted.models, wanted.scenario)
+        problem = Problem(demands, several, gpus(wanted.gpus), budget_s=2.0)
+        whole = sum(demand.rate_per_s for demand in demands)
+        temporal = highest_held(problem, "temporal", several)
+        for name in ("best", "gpulet"):
+            ratios[name].append(highest_held(problem, name, several) / temporal)
+        shares = sum(
+            d.rate_per_s / knee(alone(problem, d)).capacity_per_s * knee(alone(problem, d)).share_pct for d in demands
+        )
+        ratios["bound"].append(whole * wanted.gpus * 100 / shares / temporal)
+    means = ", ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in ratios.items())
+    print(f"held at 99 % within SLO, over temporal, mean of {len(ratios['best'])} {title}: {means}", flush=True)
+
+
+def highest_held(problem: Problem, policy: str, capacities: Sequence[Capacity]) -> float:
+    """The highest total rate (req/s) that the policy's plan holds, whichever arrivals it is made for."""
+    most = 0.0
+    for arrivals in ("poisson", "constant"):
+        case = replace(problem, arrivals=arrivals)
+        factor = most_factor(case, policy) * 0.999
+        demands = tuple(replace(demand, rate_per_s=demand.rate_per_s * factor) for demand in case.demands)
+        plan, _ = timed(POLICIES[policy], replace(case, demands=demands))
+        if plan is not None:
+            total = sum(demand.rate_per_s for demand in demands)
+            most = max(most, total * highest_factor(plan, capacities, SimulateConfig((), requests=20_000)))
+    return most
 
 
 def _unit(capacity: Capacity, slo_ms: float) -> float:

@@ -139,11 +139,15 @@ def test_a_linear_truth_is_fitted_without_error() -> None:
     ]
     fitted = fit(pairs, LOADS)
     assert fitted.coefficients == pytest.approx(truth.coefficients)
+    assert fitted.error_pct is not None
     assert fitted.error_pct < 1e-6
     with pytest.raises(ConfigError, match="no memory load is known for d"):
         fit([Pair("d", 50, "a", 50, 1)], LOADS)
-    with pytest.raises(ConfigError, match="at least two"):
-        fit(pairs[:1], LOADS)
+    alone = fit(pairs[:1], LOADS)
+    assert alone.error_pct is None
+    assert alone.slowdown("a", 20, [("a", 80)]) == pytest.approx(pairs[0].slowdown)
+    with pytest.raises(ConfigError, match="no pair of models"):
+        fit([], LOADS)
 
 
 @pytest.mark.parametrize("policy", ["best", "gpulet"])

@@ -289,6 +289,15 @@ def test_table_fits_a_terminal_and_marks_the_best() -> None:
     ]
 
 
+def test_a_narrow_terminal_gets_fewer_columns() -> None:
+    printed = io.StringIO()
+    Console(file=printed, width=60).print(profile_table(FACTS, rows_of_a_grid(), None, 60))
+    lines = printed.getvalue().splitlines()
+    header = next(line for line in lines if line.startswith("share"))
+    assert header.split() == ["share", "batch", "p50", "ms", "p99", "ms", "inf/s", "util", "%"]
+    assert "\u2026" not in printed.getvalue()
+
+
 def test_best_rows_in_words() -> None:
     assert best_lines(rows_of_a_grid()[:1], None) == [
         "* Most throughput: batch 1 on a share of 50%, 1,001 inf/s, p99 1.500 ms."

@@ -181,7 +181,7 @@ def model(name: str, intensity: float, measured_part: float = 0.0) -> ModelRoofl
         measured = bare.most_rows_per_s * measured_part or None
         points.append(replace(bare, measured_rows_per_s=measured))
     found = compute_bound_from((1, 2, 4, 8, 16, 32), lambda batch: 10 * (batch + 4) <= 5 * intensity * batch)
-    return ModelRoofline(name, "1", {"input": "FP32 [batch,3,224,224]"}, tuple(points), found, "")
+    return ModelRoofline(name, "1", "onnx", {"input": "FP32 [batch,3,224,224]"}, tuple(points), found, "")
 
 
 def printed(*things: object, width: int) -> str:

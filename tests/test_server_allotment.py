@@ -107,6 +107,16 @@ def test_memory_limits_are_for_every_instance(tmp_path: Path) -> None:
     assert [partition.memory_limit_bytes for partition in given.partitions] == [7, 7]
 
 
+def test_options_that_shares_overrule_are_told(tmp_path: Path) -> None:
+    model = folder(tmp_path, "a")
+    both = allotment(ServeConfig(instances=2, threads=2, share=(Share("a", 50), Share("a", 25))), model)
+    assert both.notes == (
+        "--instances is not for a: each --share is one instance",
+        "--threads is not for a: an engine has as many threads as its share has cores",
+    )
+    assert allotment(ServeConfig(instances=2, threads=2), model).notes == ()
+
+
 def test_names_are_checked() -> None:
     check_names(ServeConfig(share=(Share("a", 50),)), ["a"])
     with pytest.raises(UsageError, match="--share is for model 'b', which is not served; the models are: a"):

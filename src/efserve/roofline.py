@@ -111,6 +111,7 @@ class ModelRoofline:
 
     model: str
     version: str
+    engine: str  # whose profile the measured throughput is from
     inputs: dict[str, str]  # input -> datatype and shape that was counted
     points: tuple[RooflinePoint, ...]
     compute_bound_from: int  # batch; 0: at none of those looked at

@@ -19,11 +19,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from efserve.pairs import read_pairs
+from efserve.profiles import read_profile
 from live_server import MODELS, serve
 from mps_machine import Machine, machine_in
 
 RUN_DIR = f"efserve-mps-{os.getuid()}"
 ONE = np.ones((1, 4), np.float32)
+LATE = """
+import threading
+from pathlib import Path
+
+class Model:
+    def __init__(self, config, folder):
+        again = Path({again!r})
+        if not again.exists():  # the first time it never comes to an end
+            again.touch()
+            Path({begun!r}).open("w").close()
+            threading.Event().wait()
+
+    def infer(self, inputs):
+        return {{"output": inputs["input"]}}
+"""
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root sets compute modes")
 
 
@@ -68,6 +85,7 @@ def test_start_status_stop(machine: Machine) -> None:
     )
     a, b = json.loads(mps(machine, "status", "--json").stdout)
     assert (a["uuid"], a["state"], a["servers"][0]["clients"]) == ("GPU-a", "running", [os.getpid()])
+    assert a["listed"] == [{"pid": os.getpid(), "server_pid": server, "device": "GPU-a", "command": "python"}]
     assert (b["index"], b["kept_mode"], b["servers"]) == (1, "PROHIBITED", [])
     assert mps(machine, "stop", "--gpu", "1").stdout == "GPU-b: MPS stopped.\n"
     done = mps(machine, "status")
@@ -122,6 +140,20 @@ def test_without_nvidias_programs_one_sentence(machine: Machine, action: str) ->
         "without it\n"
     )
     assert mps(machine, "stop", path="/nowhere").returncode == 0
+
+
+@as_root
+def test_ctrl_c_undoes_a_start(machine: Machine) -> None:
+    machine.set("hang-d")
+    environment = {"PATH": f"{machine.bin}:{os.environ['PATH']}", "XDG_RUNTIME_DIR": str(machine.folder)}
+    command = [sys.executable, "-m", "efserve", "mps", "start"]
+    with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE) as process:
+        while not machine.daemons():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 1
+    assert machine.daemons() == []
+    assert machine.mode("GPU-a") == "Default"
 
 
 # efserve serve --mps
@@ -201,6 +233,28 @@ def test_a_fault_restarts_the_workers_of_that_gpu_and_no_other(shared: SharedGpu
     assert printed.count("has failed") == 1
     assert sum(call.startswith("daemon") for call in machine.calls()) == 2
     assert machine.daemons() == []
+
+
+def test_a_model_that_loads_when_another_has_a_fault_is_loaded_again(shared: SharedGpu, tmp_path: Path) -> None:
+    machine = shared.machine
+    begun, again = tmp_path / "begun", tmp_path / "again"
+    os.mkfifo(begun)
+    shutil.copytree(MODELS / "slow", tmp_path / "models" / "slow")
+    shutil.copytree(MODELS / "chatty", tmp_path / "models" / "late")
+    (tmp_path / "models" / "late" / "1" / "model.py").write_text(LATE.format(begun=str(begun), again=str(again)))
+    shares = ["--share", "slow=40,gpu0", "--share", "late=40,gpu0", "--mps", "on"]
+    options = ["--model-control-mode", "explicit", "--load-model", "slow", *shares]
+    with (
+        serve(*options, repository=tmp_path / "models", environment=shared.environment) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        loading = pool.submit(server.post, "/v2/repository/models/late/load", {})
+        begun.open().close()
+        machine.make_faulty("GPU-a")
+        assert loading.result(60)[0] == 200
+        assert again.exists()
+        assert server.infer("slow", ONE)[0] == 200
+        assert server.stop() == 0
 
 
 @as_root
@@ -329,3 +383,42 @@ def test_ctrl_c_during_the_start_undoes_it(shared: SharedGpu, trouble: str) -> N
         assert process.wait(60) == 0
     assert machine.daemons() == []
     assert machine.mode("GPU-a") == "Default"
+
+
+# efserve profile on shares of a GPU
+
+
+def profile(shared: SharedGpu, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    where = ["--model-repository", str(MODELS), "--model", "echo", "--output", str(output)]
+    quick = ["--min-time", "0.05", "--min-repetitions", "5", "--batches", "1,2"]
+    return subprocess.run(
+        [sys.executable, "-m", "efserve", "profile", *where, *quick, *options],
+        env={**os.environ, **shared.environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def test_a_profile_has_the_sms_of_each_share_and_undoes_mps(shared: SharedGpu, tmp_path: Path) -> None:
+    done = profile(shared, tmp_path, "--device", "gpu0", "--shares", "25,50,100")
+    assert done.returncode == 0, done.stderr
+    measured = read_profile(tmp_path / "gpu-in-c" / "echo.python.csv")
+    assert [(row.share_pct, row.sm_count, row.batch) for row in measured.rows] == [
+        (share, sms, batch) for share, sms in ((25, 33), (50, 66), (100, 132)) for batch in (1, 2)
+    ]
+    assert (measured.facts.share_means, measured.facts.gpu, measured.facts.driver) == ("mps", "GPU in C", "570.86.15")
+    assert "echo 1, " in done.stdout
+    assert ", GPU in C" in done.stdout
+    assert shared.machine.daemons() == []
+
+
+def test_pairs_share_a_gpu(shared: SharedGpu, tmp_path: Path) -> None:
+    done = profile(shared, tmp_path, "--device", "auto", "--pairs", "--shares", "40")
+    assert done.returncode == 0, done.stderr
+    told = read_pairs(tmp_path / "gpu-in-c" / "pairs.json")
+    assert {(pair.my_pct, pair.your_pct) for pair in told.pairs} == {(40, 60), (60, 40)}
+    assert told.facts.share_means == "mps"
+    assert all(pair.cpu_slowdown is None for pair in told.pairs)
+    assert shared.machine.daemons() == []

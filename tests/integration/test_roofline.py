@@ -50,7 +50,7 @@ def test_the_figures_of_a_model(folder: Path) -> None:
     assert told["failures"] == []
     (skipped,) = told["skipped"]
     assert skipped.startswith("other: the roofline reads ONNX files only")
-    assert "cnn 1, input FP32 [batch,1,28,28]" in done.stderr
+    assert "cnn 1, onnx, input FP32 [batch,1,28,28]" in done.stderr
 
 
 def test_after_a_grid_it_tells_what_was_achieved(folder: Path) -> None:

@@ -56,7 +56,7 @@ def print_profiles(result: "ProfileResult", config: ProfileConfig) -> None:
 
     console = err() if config.json else out()
     for profile in result.profiles:
-        console.print(profile_table(profile.facts, profile.rows, config.slo_ms))
+        console.print(profile_table(profile.facts, profile.rows, config.slo_ms, console.width))
         found = knees(profile.rows)
         lines = best_lines(profile.rows, config.slo_ms)
         for line in (*lines, *([knee_line(found)] if found else []), cold_start_line(profile.rows)):

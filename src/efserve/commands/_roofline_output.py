@@ -4,12 +4,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from efserve.errors import UsageError
 from efserve.profiler.options import ProfileConfig
 
 if TYPE_CHECKING:
     from efserve.profiler.roofline import RooflineResult
 
 INTERRUPTED = 130  # exit code, as shells give it for SIGINT
+
+
+def check_roofline(config: ProfileConfig) -> None:
+    """Raise UsageError, before anything is measured, where the options ask for a roofline that there cannot be."""
+    from efserve.repository import ENGINE_FILES
+
+    if config.json and (config.grid or config.pairs):
+        raise UsageError("--json prints one result: run --roofline --json by itself, after the other")
+    if config.engine and not any(ENGINE_FILES[engine].endswith(".onnx") for engine in config.engine):
+        raise UsageError(f"--engine {config.engine[0]}: the roofline reads ONNX files only; leave --engine out")
 
 
 def show_roofline(config: ProfileConfig) -> tuple[str, ...]:
@@ -63,6 +74,7 @@ def _json(result: "RooflineResult") -> bytes:
             {
                 "model": model.model,
                 "version": model.version,
+                "engine": model.engine,
                 "inputs": model.inputs,
                 "compute_bound_from": model.compute_bound_from,
                 "remark": model.remark,

@@ -181,10 +181,17 @@ def _print(result: "PlanResult", config: PlanConfig) -> None:
         console.print(bar, soft_wrap=True)
     console.print(f"\n{breaks_first(result.plan)}", markup=False)
     if (fitted := result.interference) is not None:
+        error = (
+            ""
+            if fitted.error_pct is None or fitted.p90_error_pct is None
+            else (
+                f": predictions for pairs left out of the fit are off by {fitted.error_pct:.1f} % on average, "
+                f"{fitted.p90_error_pct:.1f} % at most for 90 % of them"
+            )
+        )
         console.print(
             f"Interference: {len(fitted.measured)} measured pairs count as they were measured, others by the linear "
-            f"model: predictions for pairs left out of the fit are off by {fitted.error_pct:.1f} % on average, "
-            f"{fitted.p90_error_pct:.1f} % at most for 90 % of them.",
+            f"model{error}.",
             markup=False,
         )
     for sentence in result.wrong:

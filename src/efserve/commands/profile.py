@@ -65,7 +65,10 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
     help="Profile the models on this engine; repeatable. auto: on each engine that they have a file for.",
 )
 @click.option(
-    "--batches", type=_numbers, metavar="LIST", help="Measure these batch sizes, such as 1,8,32.  [default: 1,2,4,...]"
+    "--batches",
+    type=_numbers,
+    metavar="LIST",
+    help="Measure these batch sizes, such as 1,8,32.  [default: 1,2,4,...; of pairs 1,8 and the largest]",
 )
 @click.option(
     "--max-batch",
@@ -117,8 +120,8 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
     show_default="./profiled_data",
     help="Folder for the profiles: OUTPUT/<device>/<model>.<engine>.csv and .json.",
 )
-@click.option("--resume", is_flag=True, help="Keep the rows that are there and measure only what is missing.")
-@click.option("--force", is_flag=True, help="Measure afresh; rows that are there are lost.")
+@click.option("--resume", is_flag=True, help="Keep what is there and measure only what is missing.")
+@click.option("--force", is_flag=True, help="Measure afresh; what is there is lost.")
 @click.option(
     "--pairs",
     is_flag=True,
@@ -154,7 +157,7 @@ def command(
     file with a row for each batch and share. With --pairs, runs each two models side by side and writes pairs.json,
     which `efserve plan --interference` reads. docs/profile.md tells each column.
     """
-    from efserve.commands._roofline_output import show_roofline
+    from efserve.commands._roofline_output import check_roofline, show_roofline
     from efserve.reports.profile_plot import require_matplotlib
 
     config = ProfileConfig(
@@ -167,18 +170,16 @@ def command(
         **options,
     )
     if config.resume and config.force:
-        raise UsageError("--resume keeps the rows that are there, --force drops them: give one of the two")
+        raise UsageError("--resume keeps what is there, --force drops it: give one of the two")
     if config.cores and config.shares:
         raise UsageError("--cores and --shares are two ways to say the same: give one of the two")
-    also_runs = config.grid or config.pairs
-    if config.roofline and also_runs and config.json:
-        raise UsageError("--json prints one result: run --roofline --json by itself, after the other")
-    if config.roofline and config.engine and "onnx" not in config.engine:
-        raise UsageError(f"--engine {config.engine[0]}: the roofline reads ONNX files only; leave --engine out")
+    if config.roofline:
+        check_roofline(config)
     if config.plot:
         require_matplotlib()
     try:
-        failures = () if config.roofline and not also_runs else _profile(config)
+        runs_models = config.grid or config.pairs or not config.roofline
+        failures = _profile(config) if runs_models else ()
         failures += show_roofline(config) if config.roofline else ()
     except KeyboardInterrupt:
         click.echo("Interrupted. What was measured so far is kept; the same command with --resume goes on.", err=True)

@@ -17,7 +17,7 @@ from enum import Enum
 from efserve.errors import MpsFailed, MpsHangs
 from efserve.partitions import mps_lease
 from efserve.partitions.compute_mode import ComputeModes, ListedGpu
-from efserve.partitions.mps_control import MpsControl, ServerStatus
+from efserve.partitions.mps_control import ListedClient, MpsControl, ServerStatus
 from efserve.partitions.mps_directory import ALL, RunDirectory, user_of
 from efserve.partitions.mps_lease import Lease
 from efserve.partitions.nvidia_programs import NvidiaPrograms, run_program
@@ -69,6 +69,7 @@ class MpsFacts:
     pipe_directory: str
     processes: tuple[int, ...]
     servers: tuple[ServerFacts, ...]
+    listed: tuple[ListedClient, ...]  # the clients with their programs, where the daemon tells them
 
 
 class MpsDaemons:
@@ -224,10 +225,9 @@ class MpsDaemons:
             return not lease.give_back() or await self._undo(unit)
 
     async def stop(self, only: Collection[str] | None = None) -> tuple[tuple[str, ...], bool]:
-        """Ends every daemon here, restores every compute mode; answers the units that ended, and whether all is done.
+        """Ends every daemon here, or `only` those of some GPUs, and restores compute modes, also what a crash has left.
 
-        `only`: those of these GPUs.
-        What a killed process has left of either is undone as well.
+        Answers the units that ended, and whether all is done.
         """
         if not await asyncio.to_thread(self.directory.path.is_dir):
             return (), True
@@ -281,9 +281,11 @@ class MpsDaemons:
         unit = self.directory.unit_of(gpu.uuid)
         state = await self.state(unit)
         servers: tuple[ServerFacts, ...] = ()
+        listed: tuple[ListedClient, ...] = ()
         if state is DaemonState.RUNNING:
             try:
                 servers = await self.servers(unit)
+                listed = await self.control(unit).listed() if servers else ()
             except MpsHangs:
                 state = DaemonState.HANGING
             except MpsFailed as exc:
@@ -298,6 +300,7 @@ class MpsDaemons:
             str(self.directory.pipes(unit)),
             self.directory.processes(unit),
             servers,
+            listed,
         )
 
     async def servers(self, unit: str) -> tuple[ServerFacts, ...]:

@@ -56,8 +56,8 @@ class Interference:
 
     coefficients: tuple[float, float, float, float, float]
     loads: dict[str, Load]
-    error_pct: float = 0.0  # mean absolute error of predictions for pairs that were left out of the fit
-    p90_error_pct: float = 0.0
+    error_pct: float | None = None  # mean absolute error of predictions for pairs left out of the fit; None: too few
+    p90_error_pct: float | None = None
     measured: dict[Beside, float] = field(default_factory=dict)  # slowdowns, at least 1
 
     def slowdown(self, me: str, my_pct: float, neighbours: Sequence[tuple[str, float]]) -> float:
@@ -117,7 +117,7 @@ def _terms(me: Load, my_pct: float, you: Load, your_pct: float) -> tuple[float, 
 def fit(pairs: Sequence[Pair], loads: dict[str, Load]) -> Interference:
     """The least-squares fit of measured pairs, with its error by leaving out one pair of models at a time.
 
-    Raises ConfigError where a pair's model has no load or there are too few pairs to leave one out.
+    Raises ConfigError where a pair's model has no load, or nothing was measured.
     """
     import numpy as np
 
@@ -125,12 +125,13 @@ def fit(pairs: Sequence[Pair], loads: dict[str, Load]) -> Interference:
     if unknown:
         raise ConfigError(f"no memory load is known for {', '.join(unknown)}, which the measured pairs name")
     groups = [frozenset((pair.me, pair.you)) for pair in pairs]
-    if len(set(groups)) < 2:
-        raise ConfigError(f"{len(set(groups))} pair of models was measured; at least two are needed to tell an error")
+    if not groups:
+        raise ConfigError("no pair of models was measured; `efserve profile --pairs` measures them")
     terms = np.array([_terms(loads[p.me], p.my_pct, loads[p.you], p.your_pct) for p in pairs])
     measured = np.array([pair.slowdown for pair in pairs])
     errors_pct = np.zeros(len(pairs))
-    for group in set(groups):
+    can_leave_out = len(set(groups)) > 1
+    for group in set(groups) if can_leave_out else ():
         out = np.array([other == group for other in groups])
         coefficients = np.linalg.lstsq(terms[~out], measured[~out], rcond=None)[0]
         predicted = np.maximum(1.0, terms[out] @ coefficients)
@@ -143,8 +144,8 @@ def fit(pairs: Sequence[Pair], loads: dict[str, Load]) -> Interference:
     return Interference(
         (c0, c1, c2, c3, c4),
         dict(loads),
-        float(errors_pct.mean()),
-        float(np.percentile(errors_pct, 90)),
+        float(errors_pct.mean()) if can_leave_out else None,
+        float(np.percentile(errors_pct, 90)) if can_leave_out else None,
         slowdowns,
     )
 

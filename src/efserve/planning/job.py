@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from efserve.devices.cpu import available_cores, cpu_model, cpu_slug, host_cpu
 from efserve.errors import ServerError, UsageError
+from efserve.pairs import pairs_path
 from efserve.planning.check import check
 from efserve.planning.interference import Interference, read_interference, slowed
 from efserve.planning.options import PlanConfig
 from efserve.planning.plan import Capacity, Demand, Device, Plan, Problem, plan_json, read_plan
 from efserve.planning.policies import make_plan
-from efserve.planning.tables import kinds, pairs_path, read_capacities
+from efserve.planning.tables import kinds, read_capacities
 from efserve.planning.workload import merged, read_workload
 
 

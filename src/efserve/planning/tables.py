@@ -12,11 +12,6 @@ def kinds(root: Path) -> list[str]:
     return sorted({path.parent.name for path in root.glob("*/*.csv")})
 
 
-def pairs_path(root: Path, kind: str) -> Path:
-    """Where the pairs measured on a kind of device lie."""
-    return root / kind / "pairs.json"
-
-
 def read_capacities(root: Path, kind: str) -> tuple[Capacity, ...]:
     """What every profiled model can do on a kind of device. Raises UsageError where no profile of it is there."""
     paths = sorted((root / kind).glob("*.csv"))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from efserve.errors import EfserveError, InferenceFailed, MeasurementFailed, UsageError
 from efserve.profiler import sampling
-from efserve.profiler.devices import device_for
+from efserve.profiler.devices import able_to_share, device_for
 from efserve.profiler.options import ProfileConfig
 from efserve.profiler.progress import Progress
 from efserve.profiler.rows import facts_of, row_of
@@ -50,11 +50,12 @@ def run(config: ProfileConfig, on_progress: Callable[[Progress], None]) -> Profi
     """
     machine = machine_facts()
     device = device_for(config, machine)
-    shares = device.shares(config)
+    device.shares(config)  # before anything is started: what is wrong with them is the user's to know first
     found = find_targets(config, device.facts.slug)
     if not config.resume and not config.force:
         _check_unmeasured(found.targets)
-    return asyncio.run(_Run(config, machine, device, shares, on_progress).measure(found))
+    with able_to_share(device, config) as ready:
+        return asyncio.run(_Run(config, machine, ready, ready.shares(config), on_progress).measure(found))
 
 
 def _check_unmeasured(targets: Sequence[Target]) -> None:

@@ -16,7 +16,7 @@ from efserve.errors import EfserveError, InferenceFailed, MeasurementFailed, Usa
 from efserve.inference import InferRequest
 from efserve.pairs import MeasuredPair, PairFacts, PairModel, Pairs, PairsFile, pairs_path
 from efserve.profiler import pairing, sampling
-from efserve.profiler.devices import device_for
+from efserve.profiler.devices import able_to_share, device_for
 from efserve.profiler.options import DEFAULT_MAX_BATCH, ProfileConfig
 from efserve.profiler.pairing import Round, Slowdown, Stretch
 from efserve.profiler.progress import Progress
@@ -52,6 +52,7 @@ class _Side:
     worker: Worker
     facts: WorkerFacts
     feeder: Feeder
+    inputs: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,15 @@ class _Point:
         mine, yours = self.side, other.side
         return (_name(mine.target), mine.share.pct, self.batch, _name(yours.target), yours.share.pct, other.batch)
 
-    async def run(self, time_s: float, partner: Feeder | None = None) -> tuple[list[Batch], float]:
+    async def run(self, time_s: float, partner: Feeder | None = None) -> tuple[list[Batch], float | None]:
         """Keep the worker busy for so long, with one batch running and one waiting; also the processor ms of each."""
         side = self.side
         before_s = sampling.processor_s(side.worker.pid)
         batches = await side.feeder.feed(side.worker, self.request, 2, PHASE_REPETITIONS, time_s, partner)
-        return batches, 1000 * (sampling.processor_s(side.worker.pid) - before_s) / len(batches)
+        after_s = sampling.processor_s(side.worker.pid)
+        if before_s is None or after_s is None or side.share.partition.is_gpu:
+            return batches, None
+        return batches, 1000 * (after_s - before_s) / len(batches)
 
 
 def run(config: ProfileConfig, on_progress: Callable[[Progress], None]) -> PairsResult:
@@ -83,14 +87,15 @@ def run(config: ProfileConfig, on_progress: Callable[[Progress], None]) -> Pairs
     """
     machine = machine_facts()
     device = device_for(config, machine)
-    splits = device.splits(config)
+    device.splits(config)  # before anything is started: what is wrong with them is the user's to know first
     found = find_targets(config, device.facts.slug)
     path = pairs_path(config.output, device.facts.slug)
     if path.exists() and not config.resume and not config.force:
         raise UsageError(f"{path}: measured before; --resume measures only what is missing, --force begins afresh")
-    with PairsFile(path, keep=config.resume) as file:
-        measuring = _Run(config, machine, device, file, on_progress)
-        return asyncio.run(measuring.measure(one_engine_each(found.targets), splits, found.failures))
+    with PairsFile(path, keep=config.resume) as file, able_to_share(device, config) as ready:
+        measuring = _Run(config, machine, ready, file, on_progress)
+        targets = one_engine_each(found.targets)
+        return asyncio.run(measuring.measure(targets, ready.splits(config), found.failures))
 
 
 def one_engine_each(targets: Sequence[Target]) -> list[Target]:
@@ -197,11 +202,12 @@ class _Run:
         spec = worker_spec(target, share, self._batches(target)[-1])
         try:
             worker, facts, feeder = await stack.enter_async_context(started(spec))
+            inputs = inputs_text(facts, self._config)
         except EfserveError as error:
             self._broken.add(_name(target))
             self._fail(f"{target.name}: {one_line(str(error))}")
             return None
-        return _Side(target, share, worker, facts, feeder)
+        return _Side(target, share, worker, facts, feeder, inputs)
 
     def _missing(self, first: _Side, second: _Side) -> Iterator[tuple[_Point, _Point]]:
         alike = first.target is second.target and first.share.pct == second.share.pct
@@ -251,13 +257,22 @@ class _Run:
                 if phase is not None:
                     alone.append(pairing.stretch(*await phase.run(time_s)))
                     continue
-                (first, first_ms), (second, second_ms) = await asyncio.gather(
-                    one.run(time_s, other.side.feeder), other.run(time_s, one.side.feeder)
-                )
-                first, second = pairing.side_by_side(first, second)
-                both = [pairing.stretch(first, first_ms), pairing.stretch(second, second_ms)]
+                both = await self._both(one, other, time_s)
         mine, yours = reversed(alone) if backwards else alone
         return Round(mine, both[0]), Round(yours, both[1])
+
+    async def _both(self, one: _Point, other: _Point, time_s: float) -> list[Stretch]:
+        """Both sides at the same time. Where one fails the other ends by itself, before the failure is raised."""
+        answers = await asyncio.gather(
+            one.run(time_s, other.side.feeder), other.run(time_s, one.side.feeder), return_exceptions=True
+        )
+        told: list[tuple[list[Batch], float | None]] = []
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            told.append(answer)
+        ran = pairing.side_by_side(told[0][0], told[1][0])
+        return [pairing.stretch(batches, cpu_ms) for batches, (_, cpu_ms) in zip(ran, told, strict=True)]
 
     def _parent_cores(self, one: _Point, other: _Point, alone: _Point | None) -> tuple[int, ...]:
         """Where this process keeps: off both sides where cores are left, else on those of whom it feeds.
@@ -284,7 +299,7 @@ class _Run:
                     engine=side.target.model.engine,
                     engine_version=side.facts.engine_version,
                     model_sha256=sha256_of(side.target.file),
-                    inputs=inputs_text(side.facts, self._config),
+                    inputs=side.inputs,
                 )
                 for side in sides
             },
@@ -317,7 +332,6 @@ def _measured(mine: _Point, yours: _Point, found: Slowdown, others_pct: float) -
     figures = asdict(found) | {
         "alone_per_s": round(found.alone_per_s * mine.batch, 2),
         "beside_per_s": round(found.beside_per_s * mine.batch, 2),
-        "cpu_slowdown": None if mine.side.share.partition.is_gpu else found.cpu_slowdown,
     }
     return MeasuredPair(
         me=_name(mine.side.target),

@@ -22,7 +22,6 @@ from efserve.records import machine_facts
 from efserve.roofline import Ceilings, ModelRoofline, compute_bound_from, point
 from efserve.tensors import Shape
 
-ENGINE = "onnx"
 NO_ONNX = "the roofline reads ONNX files only, and this model has none; `efserve convert` writes one"
 
 
@@ -93,18 +92,17 @@ def _measure(share: Share, precisions: Collection[str]) -> Ceilings:
 
 def _count_all(config: ProfileConfig, slug: str) -> tuple[list[_Counted], list[str], list[str]]:
     """The models with an ONNX file, counted; sentences for those that failed, and for those to be passed over."""
-    found = find_targets(replace(config, engine=()), slug)
+    found = find_targets(config, slug)
     counted, failures, skipped = list[_Counted](), list(found.failures), list[str]()
-    names = dict.fromkeys(target.model.model for target in found.targets)
-    targets = {target.model.model: target for target in found.targets if target.model.engine == ENGINE}
-    for name in names:
-        if name not in targets:
+    readable = [target for target in found.targets if target.file.suffix == ".onnx"]
+    for name in dict.fromkeys(target.model.model for target in found.targets):
+        if name not in {target.model.model for target in readable}:
             (failures if config.model else skipped).append(f"{name}: {NO_ONNX}")
-            continue
+    for target in readable:
         try:
-            counted.append(_counted(targets[name], config))
+            counted.append(_counted(target, config))
         except EfserveError as error:
-            failures.append(f"{name}: {error}")
+            failures.append(f"{target.model.model}: {error}")
     return counted, failures, skipped
 
 
@@ -135,6 +133,7 @@ def _placed(model: _Counted, ceilings: Ceilings, share_pct: float) -> ModelRoofl
     return ModelRoofline(
         model=model.target.model.model,
         version=model.target.model.version,
+        engine=model.target.model.engine,
         inputs=model.inputs,
         points=tuple(point(ceilings, batch, model.cost(batch), measured.get(batch)) for batch in model.batches),
         compute_bound_from=compute_bound_from(

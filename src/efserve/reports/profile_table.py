@@ -17,13 +17,17 @@ from efserve.profiles import (
     best_under_slo,
 )
 
+WIDTH = 80
+WIDE = ("mean ms", "p90 ms", "MB")  # left out on a narrower terminal
 
-def profile_table(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float | None) -> Table:
-    """One line per (share, batch), the best ones marked; at most 80 columns wide."""
-    title = profile_title(facts)
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, header_style="bold", pad_edge=False)
-    for column in ("share", "batch", "mean ms", "p50 ms", "p90 ms", "p99 ms", "inf/s", "util %", "MB"):
-        table.add_column(column, justify="right", no_wrap=True)
+
+def profile_table(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float | None, width: int = WIDTH) -> Table:
+    """One line per (share, batch), the best ones marked; at most 80 columns wide, fewer where `width` is less."""
+    title = Text(profile_title(facts), style="bold")
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    names = [name for name in _cells(rows[0]) if width >= WIDTH or name not in WIDE]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     best, under_slo = best_by_throughput(rows), None if slo_ms is None else best_under_slo(rows, slo_ms)
     for at, row in enumerate(rows):
@@ -31,17 +35,25 @@ def profile_table(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float
         marks += ([] if row.is_steady else ["~"]) + ([] if row.is_quiet else ["!"])
         marks += ["^"] if row.is_throttled else []
         is_last_of_share = at + 1 < len(rows) and rows[at + 1].share_pct != row.share_pct
-        table.add_row(
-            f"{row.share_pct:g}%",
-            str(row.batch),
-            *(decimals(value) for value in (row.mean_ms, row.p50_ms, row.p90_ms, row.p99_ms)),
-            f"{row.throughput_per_s:,.0f}" if row.throughput_per_s >= 100 else decimals(row.throughput_per_s),
-            f"{row.utilization_pct if row.gpu_util_pct is None else row.gpu_util_pct:.0f}",
-            f"{row.peak_memory_mb if row.device_memory_mb is None else row.device_memory_mb:.0f}",
-            "".join(marks),
-            end_section=is_last_of_share,
-        )
+        cells = _cells(row)
+        table.add_row(*(cells[name] for name in names), "".join(marks), end_section=is_last_of_share)
     return table
+
+
+def _cells(row: ProfileRow) -> dict[str, str]:
+    """Column -> what stands in it."""
+    rate = row.throughput_per_s
+    return {
+        "share": f"{row.share_pct:g}%",
+        "batch": str(row.batch),
+        "mean ms": decimals(row.mean_ms),
+        "p50 ms": decimals(row.p50_ms),
+        "p90 ms": decimals(row.p90_ms),
+        "p99 ms": decimals(row.p99_ms),
+        "inf/s": f"{rate:,.0f}" if rate >= 100 else decimals(rate),
+        "util %": f"{row.utilization_pct if row.gpu_util_pct is None else row.gpu_util_pct:.0f}",
+        "MB": f"{row.peak_memory_mb if row.device_memory_mb is None else row.device_memory_mb:.0f}",
+    }
 
 
 def profile_title(facts: ProfileFacts) -> str:

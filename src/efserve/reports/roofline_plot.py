@@ -34,8 +34,9 @@ def plot_roofline(ceilings: Ceilings, models: Sequence[ModelRoofline], path: Pat
     _limit(axes, ceilings, models)
     along, level = _draw_roofs(axes, ceilings)
     colors = colormaps["tab10" if len(models) <= 10 else "tab20"].colors  # type: ignore[attr-defined]  # a listed map
+    names = _names(models)
     for at, model in enumerate(models):
-        _draw_model(axes, model, colors[at % len(colors)], MARKERS[at % len(MARKERS)])
+        _draw_model(axes, model, names[at], colors[at % len(colors)], MARKERS[at % len(MARKERS)])
     axes.set_xlabel("operations per byte (elementwise operators fused)")
     axes.set_ylabel("Gop/s")
     axes.grid(alpha=0.25, which="major")
@@ -50,6 +51,12 @@ def plot_roofline(ceilings: Ceilings, models: Sequence[ModelRoofline], path: Pat
     _turn(axes, along)
     _label_batches(axes, models, [*along, *level])
     figure.savefig(path, dpi=140)
+
+
+def _names(models: Sequence[ModelRoofline]) -> list[str]:
+    """Models by name, with the engine where a model is there on several."""
+    names = [model.model for model in models]
+    return [f"{m.model}.{m.engine}" if names.count(m.model) > 1 else m.model for m in models]
 
 
 def _limit(axes: "Axes", ceilings: Ceilings, models: Sequence[ModelRoofline]) -> None:
@@ -101,11 +108,11 @@ def _turn(axes: "Axes", labels: Iterable["Text"]) -> None:
         label.set_rotation(float(np.degrees(np.arctan2(above - below, right - left))))
 
 
-def _draw_model(axes: "Axes", model: ModelRoofline, color: tuple[float, ...], marker: str) -> None:
+def _draw_model(axes: "Axes", model: ModelRoofline, name: str, color: tuple[float, ...], marker: str) -> None:
     xs = [point.intensity for point in model.points]
     axes.plot(
         xs, [heights(point)[0] for point in model.points], marker, color=color, markerfacecolor="none", markersize=6,
-        linestyle=":", linewidth=0.8, label=model.model,
+        linestyle=":", linewidth=0.8, label=name,
     )  # fmt: skip
     measured = [(point.intensity, heights(point)[1]) for point in model.points if len(heights(point)) > 1]
     if measured:

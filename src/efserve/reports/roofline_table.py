@@ -42,7 +42,7 @@ def ceiling_lines(ceilings: Ceilings) -> list[str]:
 def model_table(model: ModelRoofline) -> Table:
     """One line per batch; at most 60 columns wide."""
     inputs = ", ".join(f"{name} {shape}" for name, shape in model.inputs.items())
-    table = _table(f"{model.model} {model.version}, {inputs}")
+    table = _table(f"{model.model} {model.version}, {model.engine}, {inputs}")
     for column in ("batch", "MB", "op/B", "bound", "most/s", "inf/s", "part"):
         table.add_column(column, justify="right", no_wrap=True)
     for point in model.points:

@@ -4,7 +4,7 @@ What the command line gives a model is kept for it from the start, loaded or not
 the model is loaded and is free again when it has gone. A reload keeps the partitions unless the model asks anew.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from efserve.asks import Ask, Wishes, asks_of, served_groups
 from efserve.engines.base import can_use_gpus
 from efserve.errors import EfserveError, UsageError
 from efserve.model_config import ModelConfig
-from efserve.partition import Partition
+from efserve.partition import CPU, Partition
 from efserve.placing import place
 from efserve.planning.plan import read_plan
 from efserve.repository import ModelFolder, ModelVersion
@@ -71,7 +71,7 @@ class Allotment:
             except EfserveError as exc:
                 errors[name] = exc
         placed = place([ask for wanted in asks.values() for ask in wanted], self._room)
-        self.notes = placed.notes
+        self.notes = (*placed.notes, *_without_effect(self._options, asks))
         self._models = {name: Allotted(served[name], asks[name], placed.partitions[name]) for name in asks}
         return errors
 
@@ -141,6 +141,16 @@ def check_names(options: ServeConfig, names: Sequence[str]) -> None:
             if item.model not in names:
                 known = ", ".join(names) or "none"
                 raise UsageError(f"{option} is for model '{item.model}', which is not served; the models are: {known}")
+
+
+def _without_effect(options: ServeConfig, asks: Mapping[str, Sequence[Ask]]) -> Iterator[str]:
+    """Options that models with a share do not follow."""
+    by_hand = sorted({share.model for share in options.share})
+    if options.instances and by_hand:
+        yield f"--instances is not for {', '.join(by_hand)}: each --share is one instance"
+    pinned = [name for name, wanted in asks.items() if any(ask.device == CPU and ask.share_pct for ask in wanted)]
+    if options.threads and pinned:
+        yield f"--threads is not for {', '.join(pinned)}: an engine has as many threads as its share has cores"
 
 
 def _engine(folder: ModelFolder, options: ServeConfig) -> str:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -40,13 +41,21 @@ class GpuWorker(Protocol):
         """Ends it; its version notices and starts another."""
 
 
+@dataclass(slots=True)
+class Attachment:
+    """A worker on a GPU, and whether it was killed because of a fault there, which may be another's."""
+
+    worker: GpuWorker
+    is_struck: bool = False
+
+
 class _Unit:
     """A daemon that this server uses."""
 
     def __init__(self, lease: Lease | None, faults: FaultLog) -> None:
         self.lease = lease
         self.faults = faults
-        self.workers: list[GpuWorker] = []
+        self.workers: list[Attachment] = []
         self.is_well = asyncio.Event()
         self.is_well.set()
         self.is_empty = asyncio.Event()
@@ -96,7 +105,9 @@ class MpsService:
         for unit in self._units.values():
             if unit.watch is not None:
                 unit.watch.cancel()
-                await asyncio.gather(unit.watch, return_exceptions=True)
+                (end,) = await asyncio.gather(unit.watch, return_exceptions=True)
+                if isinstance(end, Exception):
+                    log.error("the watch over MPS had ended early", exc_info=end)
         async with self._changing:
             self._unit_of.clear()
             while self._units:
@@ -159,18 +170,19 @@ class MpsService:
             await unit.is_well.wait()
 
     @contextlib.contextmanager
-    def attached(self, uuid: str, worker: GpuWorker) -> Iterator[None]:
+    def attached(self, uuid: str, worker: GpuWorker) -> Iterator[Attachment]:
         """Within the block, from before its start to after its end, a worker is killed when its daemon has a fault."""
+        attachment = Attachment(worker)
         unit = self._unit(uuid)
         if unit is None:
-            yield
+            yield attachment
             return
-        unit.workers.append(worker)
+        unit.workers.append(attachment)
         unit.is_empty.clear()
         try:
-            yield
+            yield attachment
         finally:
-            unit.workers.remove(worker)
+            unit.workers.remove(attachment)
             if not unit.workers:
                 unit.is_empty.set()
 
@@ -266,8 +278,9 @@ class MpsService:
         log.error("MPS of %s has failed (%s); its %d workers start again", name, why, len(unit.workers))
         unit.is_well.clear()
         try:
-            for worker in list(unit.workers):
-                worker.kill()
+            for attachment in list(unit.workers):
+                attachment.is_struck = True
+                attachment.worker.kill()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_ENDED_S):
                     await unit.is_empty.wait()

@@ -50,6 +50,7 @@ _MOVES = {
     VersionState.UNLOADING: {VersionState.UNAVAILABLE},
     VersionState.UNAVAILABLE: {VersionState.UNLOADING},
 }
+_ALIVE = (VersionState.LOADING, VersionState.READY)
 
 
 class ServedVersion:
@@ -199,10 +200,10 @@ class ServedVersion:
         try:
             while True:
                 died: asyncio.Future[str] = loop.create_future()
-                reason = await self._run_worker(place, died, started)
-                if self.state is VersionState.LOADING:
+                reason, is_struck = await self._run_worker(place, died, started)
+                if self.state is VersionState.LOADING and not is_struck:
                     self._fail(reason)
-                if self.state is not VersionState.READY:
+                if self.state not in _ALIVE:
                     return
                 delay_s = self._restarts.died(loop.time())
                 if delay_s is None:
@@ -214,14 +215,16 @@ class ServedVersion:
                     "model=%s version=%s worker ended: %s; restart in %.1f s", self.name, self.version, reason, delay_s
                 )
                 await asyncio.sleep(delay_s)
-                if self.state is not VersionState.READY:  # another instance has used up the restarts
+                if self.state not in _ALIVE:  # another instance has used up the restarts
                     return
         finally:
             if not started.done():
                 started.set_result(None)
 
-    async def _run_worker(self, place: int, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
-        """Starts a worker and waits for its end; answers why it ended."""
+    async def _run_worker(
+        self, place: int, died: asyncio.Future[str], started: asyncio.Future[None]
+    ) -> tuple[str, bool]:
+        """Starts a worker and waits for its end; answers why it ended, and whether a fault of its GPU struck it."""
         number = next(self._numbers)
         partition = self.partitions[place]
         device = partition.device
@@ -229,7 +232,7 @@ class ServedVersion:
         try:
             equipped = equip(partition, self._mps.pipe_directory(device))
         except LoadFailed as exc:
-            return str(exc)
+            return str(exc), False
         spec = self._planned.spec(place, self._spec) if self._planned else self._spec
         worker = Worker(
             replace(spec, partition=equipped),
@@ -239,8 +242,9 @@ class ServedVersion:
         )
         self.workers[number] = worker
         self._places[number] = place
-        with self._mps.attached(device, worker):
-            return await self._live(worker, number, died, started)
+        with self._mps.attached(device, worker) as attachment:
+            reason = await self._live(worker, number, died, started)
+        return reason, attachment.is_struck
 
     async def _live(self, worker: Worker, number: int, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
         try:
