@@ -7,7 +7,6 @@ batching or shared memory.
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -108,6 +107,8 @@ def can_use_gpus(name: str) -> bool:
     """Whether the engine's library is one for GPUs, as far as its package tells without being loaded."""
     if name == "tensorrt":
         return True
+    from importlib import metadata  # it brings a parser of mails, which no worker needs
+
     try:
         return "+cpu" not in metadata.version(_GPU_PACKAGES[name])
     except (KeyError, metadata.PackageNotFoundError):
@@ -116,19 +117,24 @@ def can_use_gpus(name: str) -> bool:
 
 def load(name: str, source: Source) -> Engine:
     """The model of `source` loaded by engine `name`; LoadFailed or ConfigError, or whatever the library raises."""
-    if name not in _LIBRARIES:
-        raise LoadFailed(f"there is no engine '{name}'; choose one of {', '.join(_LIBRARIES)}")
+    module = import_engine(name)
     if source.config.optional_inputs and name != "python":
         raise ConfigError(
             f"config of '{source.config.name}': input '{source.config.optional_inputs[0]}' is optional, which only "
             "models of the python engine may say"
         )
+    return module.load(source)
+
+
+def import_engine(name: str) -> _Module:
+    """The engine's module, and with it the library that it needs; LoadFailed where that is missing."""
+    if name not in _LIBRARIES:
+        raise LoadFailed(f"there is no engine '{name}'; choose one of {', '.join(_LIBRARIES)}")
     library, remedy = _LIBRARIES[name]
     try:
-        module = cast(_Module, importlib.import_module(f"efserve.engines.{name}"))
+        return cast(_Module, importlib.import_module(f"efserve.engines.{name}"))
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in library.split(", "):
             raise
         raise LoadFailed(f"engine '{name}' needs {missing}, which is not installed: {remedy}") from error
-    return module.load(source)
