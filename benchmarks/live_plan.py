@@ -3,9 +3,9 @@
     python benchmarks/live_plan.py [--seconds 25] [--rounds 1] [--load 0.3] [--sleep]
 
 Makes two convolutional networks (with --sleep: models that only wait, which a busy machine disturbs less), profiles
-them on this machine, and plans them twice: each on a partition of its own, and both in turns on the whole machine. Each plan
-is served and gets requests at the times of a trace by `efserve bench`; `efserve simulate` gets the same trace. Prints
-p50 and p99 of both, and their ratio. Needs a quiet machine with two cores or more; takes about two minutes.
+them on this machine, and plans them twice: each on a partition of its own, and both in turns on the whole machine. Each
+plan is served and gets requests at the times of a trace by `efserve bench`; `efserve simulate` gets the same trace.
+Prints p50 and p99 of both, and their ratio. Needs a quiet machine with two cores or more; takes about two minutes.
 """
 
 import argparse
