@@ -13,10 +13,9 @@ from efserve.turns import Terms, Turns
 
 @dataclass(frozen=True, slots=True)
 class PlannedWorker:
-    """One process of a model on a partition: the `placement`-th of the plan, its `tenant`-th model."""
+    """One process of a model on a partition, which is the `placement`-th of the plan."""
 
     placement: int
-    tenant: int
     facts: Tenant
     terms: Terms
 
@@ -26,9 +25,8 @@ def planned_workers(plan: Plan) -> dict[str, list[PlannedWorker]]:
     workers: dict[str, list[PlannedWorker]] = {demand.model: [] for demand in plan.demands}
     for at, placement in enumerate(plan.placements):
         turns = Turns() if len(placement.tenants) > 1 else None
-        for number, tenant in enumerate(placement.tenants):
-            terms = _terms(tenant, turns)
-            workers[tenant.model] += [PlannedWorker(at, number, tenant, terms) for _ in range(tenant.processes)]
+        for tenant in placement.tenants:
+            workers[tenant.model] += [PlannedWorker(at, tenant, _terms(tenant, turns))] * tenant.processes
     return workers
 
 
