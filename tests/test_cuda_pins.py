@@ -53,6 +53,7 @@ def test_a_mapping_is_locked_once_and_whole() -> None:
 
 def test_memory_of_its_own_cannot_be_locked() -> None:
     assert mapping_of(np.zeros(3)) is None
+    assert mapping_of(np.frombuffer(b"of a moment", np.uint8)[2:]) is None
     locker = Locker()
     assert not Pins(locker).ensure([np.zeros(3)])
     assert locker.asked == 0

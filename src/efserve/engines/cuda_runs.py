@@ -116,6 +116,8 @@ class CudaRuns:
     _addresses: dict[str, int] = field(default_factory=dict)
     _ranges: dict[str, ShapeRange] = field(default_factory=dict)
     _datatypes: dict[str, str] = field(default_factory=dict)
+    _bytes: dict[str, int] = field(default_factory=dict)  # of the largest shape
+    _staging: dict[str, Array] = field(default_factory=dict)  # page-locked, of outputs that are not bound
     _sizes: dict[tuple[Shape, ...], _Size] = field(default_factory=dict)
     _current: tuple[Shape, ...] = ()  # shapes that the program is set to
     _captured: int = 0  # graphs
@@ -138,19 +140,19 @@ class CudaRuns:
                 )
         found, total_bytes = places({name: (self._datatypes[name], shape) for name, shape in largest.items()})
         base = self.device.allocate(total_bytes)
+        self._bytes = {name: place.size_bytes for name, place in found.items()}
         for name, place in found.items():
             self._addresses[name] = base + place.offset
             program.set_address(name, base + place.offset)
 
     def infer(self, inputs: Sequence[Array]) -> list[Array]:
-        """Outputs in page-locked arrays of their own."""
+        """Outputs as new arrays."""
         size = self._size(inputs)
-        outputs = [
-            self.device.locked(shape, self._datatypes[name])
-            for name, shape in zip(self.outputs, size.outputs, strict=True)
-        ]
-        self._run(size, inputs, outputs)
-        return outputs
+        if self.pins is not None:
+            self.pins.ensure(inputs)
+        staged = [self._staged(name, shape) for name, shape in zip(self.outputs, size.outputs, strict=True)]
+        self._run(size, inputs, staged)
+        return [array.copy() for array in staged]
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Launch | None:
         """A call that computes from these arrays into those; None where their shapes are not the program's."""
@@ -171,6 +173,13 @@ class CudaRuns:
         if self.pins is not None and self.pins.problem:
             found.append(Remark(f"copies to the GPU are slower than they could be: {self.pins.problem}", True))
         return found
+
+    def _staged(self, name: str, shape: Shape) -> Array:
+        """An array of this shape at the front of the output's page-locked memory, which is made once."""
+        if name not in self._staging:
+            self._staging[name] = self.device.locked((self._bytes[name],), "UINT8")
+        dtype = NUMPY_DTYPES[self._datatypes[name]]
+        return self._staging[name][: byte_size(self._datatypes[name], shape)].view(dtype).reshape(shape)
 
     def _size(self, inputs: Sequence[Array]) -> _Size:
         shapes = tuple([array.shape for array in inputs])

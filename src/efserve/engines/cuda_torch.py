@@ -133,6 +133,8 @@ class CudaTorchEngine:
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Run the module; outputs are new arrays."""
+        if self.pins is not None:
+            self.pins.ensure(inputs)
         answers = self._run(self._hosts(inputs, self.config.inputs))
         self.device_ns = self.stage.wait()
         return [_array(tensor) for tensor in answers]
