@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from efserve.planning.plan import Plan, read_plan
 from efserve.planning.tables import kinds, read_capacities
+from efserve.profiles import profile_path, read_profile
 from efserve.records import read_result
 from harness import serving
 
@@ -81,8 +82,10 @@ def run_case(root: Path, case: Case, plan: Plan, trace: Path) -> int:
     """Serves and simulates one plan; how many percentiles are far from what was measured."""
     result = root / "bench.json"
     with serving(root / "models", "--plan", str(root / "plan.json")) as server:
-        efserve("bench", "--url", server.url, "--schedule", trace, "--input", "random", "--json", result)
-    printed = efserve("simulate", root / "plan.json", "--profiles", profiles(root), "--trace", trace, "--json")
+        gateway_ms = way_ms(root, plan, server.url)
+        efserve("bench", "--url", server.url, "--schedule", trace, "--json", result)
+    arguments = ("--profiles", profiles(root), "--trace", trace, "--gateway-ms", gateway_ms, "--json")
+    printed = efserve("simulate", root / "plan.json", *arguments)
     (simulated,) = json.loads(printed)
     (level,) = [level.record for level in read_result(result).levels]
     far = 0
@@ -101,6 +104,19 @@ def run_case(root: Path, case: Case, plan: Plan, trace: Path) -> int:
             flush=True,
         )
     return far
+
+
+def way_ms(root: Path, plan: Plan, url: str) -> float:
+    """What a request takes besides its batch: one at a time, less what the profile says of a batch of one."""
+    placement = plan.placements[0]
+    tenant = placement.tenants[0]
+    result = root / "way.json"
+    efserve("bench", "--url", url, "--model", tenant.model, "--concurrency", "1", "--duration", "3", "--json", result)
+    (level,) = [level.record for level in read_result(result).levels]
+    together_ms = float(np.median(level.requests.latency_us)) / 1000
+    rows = read_profile(profile_path(profiles(root), plan.devices[0].kind, tenant.model, tenant.engine)).rows
+    (row,) = [row for row in rows if (row.share_pct, row.batch) == (placement.share_pct, 1)]
+    return round(max(0.0, together_ms - row.roundtrip_ms), 3)
 
 
 def make_network(root: Path, name: str, layers: int) -> None:

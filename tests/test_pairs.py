@@ -319,6 +319,15 @@ def test_the_file_is_json_for_anybody(tmp_path: Path) -> None:
     assert told["facts"]["models"]["a"]["engine"] == "onnx"
 
 
+@given(st.lists(st.none() | st.floats(0, 100), max_size=9), st.floats(1, 100))
+def test_load_of_the_whole_device_by_the_use_of_a_share(used_pcts: list[float | None], share_pct: float) -> None:
+    load = pairing.dram_load(used_pcts, share_pct)
+    assert 0 <= load <= 1
+    if not any(used_pcts):
+        assert load == 0
+    assert pairing.dram_load([20, None, 30, 25], 50) == 0.5
+
+
 class FakeWorker:
     """Answers a batch after `every` turns of the event loop; after `last` batches it is dead."""
 

@@ -45,6 +45,13 @@ def test_a_request_waits_for_a_running_batch_then_for_its_own() -> None:
     assert outcome.partitions[0].batches == 3
 
 
+def test_the_way_through_the_gateway_is_added() -> None:
+    plan, capacities = one(4, 10, 100, 20)
+    (model,) = simulate(plan, capacities, arriving(0, 100), gateway_ms=3.0).models
+    assert model.p50_ms == pytest.approx(13)
+    assert model.within_slo == 2
+
+
 def test_what_would_be_late_is_refused_so_that_the_rest_is_not() -> None:
     plan, capacities = one(4, 10, 400, 40)
     arrivals = planned_arrivals(plan, SimulateConfig((), requests=20_000), 2.0)

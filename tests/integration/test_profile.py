@@ -60,7 +60,7 @@ QUICK = ("--min-time", "0.05", "--min-repetitions", "5")
 
 
 def command(folder: Path, *options: str) -> list[str]:
-    where = ["--model-repository", str(folder / "models"), "--output", str(folder / "out")]
+    where = ["--device", "cpu", "--model-repository", str(folder / "models"), "--output", str(folder / "out")]
     return [sys.executable, "-m", "efserve", "profile", *where, *options]
 
 

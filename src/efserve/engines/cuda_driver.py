@@ -20,8 +20,7 @@ class CudaDriver:
         self._ask = libcuda.call
         current = ctypes.c_void_p()
         self._ask("cuCtxGetCurrent", ctypes.byref(current))
-        self.found_context = bool(current.value)  # a green context, or one that another library has made
-        if not self.found_context:  # the primary context is the one that torch, onnxruntime and TensorRT use
+        if not current.value:  # the primary context is the one that torch, onnxruntime and TensorRT use
             self._ask("cuDevicePrimaryCtxRetain", ctypes.byref(current), ctypes.c_int(0))
             self._ask("cuCtxSetCurrent", current)
 

@@ -1,7 +1,7 @@
 """A GPU by pycuda: memory, copies, events and one stream. Never run on hardware so far.
 
-Uses the context that is current, or else the primary one of the process's first GPU, as every other library does: after
-the variables of MPS have been set, for then the context gets its share. pycuda knows no graphs, hence the driver.
+Uses the primary context of the process's first GPU, as every other library does: after the variables of MPS have been
+set, for then the context gets its share. pycuda knows no graphs, hence the driver.
 """
 
 from typing import Any
@@ -16,13 +16,13 @@ from efserve.tensors import NUMPY_DTYPES, Array, Shape
 class PycudaDevice:
     """The first GPU that the process sees."""
 
-    def __init__(self, driver: CudaDriver | None) -> None:
-        """`driver` captures graphs; without it there are none."""
+    def __init__(self, driver: CudaDriver | None, *, keeps_context: bool = False) -> None:
+        """`driver` captures graphs; without it there are none. `keeps_context`: uses the current one, a green one."""
         cuda.init()
         device = cuda.Device(0)
         self.name: str = device.name()
         self.compute_capability = ".".join(map(str, device.compute_capability()))
-        if driver is not None and driver.found_context:  # such as a green context, which holds the worker's share
+        if keeps_context:
             self._context = cuda.Context.attach()
         else:
             self._context = device.retain_primary_context()

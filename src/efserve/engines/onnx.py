@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from efserve.config import kept_forms
 from efserve.engines import onnx_providers as providers
 from efserve.engines.base import Remark, Source
 from efserve.engines.cuda_driver import load_driver
@@ -169,9 +170,11 @@ def _options(source: Source) -> onnxruntime.SessionOptions:
 def _with_options(names: Sequence[str], source: Source) -> providers.Providers:
     config = source.config
     ranges = shape_ranges(config) if providers.TENSORRT in names and config.inputs else ()
-    return providers.with_options(
-        names, source.partition, ranges, config.parameters.get("precision", ""), source.folder
-    )
+    precision = config.parameters.get("precision", "")
+    cache = kept_forms().user_folder / "onnxruntime-tensorrt"  # not beside the model: what is found there is run
+    if providers.TENSORRT in names:
+        cache.mkdir(parents=True, exist_ok=True)
+    return providers.with_options(names, source.partition, ranges, precision, cache)
 
 
 def _specs(nodes: Sequence[onnxruntime.NodeArg], kind: str) -> tuple[TensorSpec, ...]:

@@ -127,7 +127,8 @@ def remark(nodes: Sequence[Assigned] | None, names: Sequence[str], version: str)
         + (f" ({_listed(node.operator for node in fallen)})" if provider == CPU and fallen else "")
         for provider, count in counts.most_common()
     ]
-    return Remark("; ".join(parts) if parts else "the graph has no nodes", is_warning=bool(fallen))
+    text = "; ".join(parts) or f"onnxruntime {version} tells of no node which provider runs it"
+    return Remark(text, is_warning=bool(fallen))
 
 
 def refuse_cpu(nodes: Sequence[Assigned] | None, names: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """The calls of TensorRT's Python library, versions 10 and 11, and nothing else. Never run on hardware so far.
 
-Signatures checked in NVIDIA's API reference of 10.0 to 11.4 and in the bindings' source of 11.1. What differs: 11 has
-strongly typed networks only, so that is what 10 is asked for, too; a model's precision is the precision of its file.
+Names and arguments checked in the source of the bindings of 10.0.1, 10.16 and 11.1. What differs: 11 has strongly typed
+networks only, so that is what 10 is asked for, too; a model's precision is the precision of its file.
 """
 
 import threading
@@ -69,6 +69,7 @@ class TensorRt:
         config = builder.create_builder_config()
         monitor = _monitor(trt, tell)  # must outlive the build
         config.progress_monitor = monitor
+        config.clear_flag(trt.BuilderFlag.TF32)  # which is on by itself: fp32 shall be fp32
         if task.workspace_bytes:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, task.workspace_bytes)
         cache = config.create_timing_cache(task.timings)

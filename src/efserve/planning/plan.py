@@ -66,7 +66,7 @@ class Device:
 class Tenant:
     """One model on a partition. `rate_per_s` is its part of the model's rate, `worst_ms` its worst latency.
 
-    The last two are for the server: how long a batch of one takes (0: not known), and the memory of all its processes.
+    `row_ms` is how long a batch of one takes; 0: not known.
     """
 
     model: str
@@ -78,7 +78,6 @@ class Tenant:
     latency_ms: float
     worst_ms: float
     row_ms: float = 0.0
-    memory_mb: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

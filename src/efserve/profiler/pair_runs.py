@@ -7,16 +7,17 @@ that what disturbs the machine for longer than a round cancels out. The arithmet
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations_with_replacement
 from pathlib import Path
 
 from efserve import __version__
 from efserve.errors import EfserveError, InferenceFailed, MeasurementFailed, UsageError
 from efserve.inference import InferRequest
-from efserve.pairs import MeasuredPair, PairFacts, PairModel, Pairs, PairsFile, pairs_path
+from efserve.pairs import Load, MeasuredPair, PairFacts, PairModel, Pairs, PairsFile, pairs_path
 from efserve.profiler import pairing, sampling
 from efserve.profiler.devices import able_to_share, device_for
+from efserve.profiler.gauges import Gauge
 from efserve.profiler.options import DEFAULT_MAX_BATCH, ProfileConfig
 from efserve.profiler.pairing import Round, Slowdown, Stretch
 from efserve.profiler.progress import Progress
@@ -53,6 +54,8 @@ class _Side:
     facts: WorkerFacts
     feeder: Feeder
     inputs: dict[str, str]
+    gauge: Gauge
+    dram_pcts: list[float | None] = field(default_factory=list)  # of each round of the point that is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,14 @@ class _Point:
         """That of this side's measurement beside the other."""
         mine, yours = self.side, other.side
         return (_name(mine.target), mine.share.pct, self.batch, _name(yours.target), yours.share.pct, other.batch)
+
+    async def run_alone(self, time_s: float) -> Stretch:
+        """Keep the worker busy while the other is idle; what it uses of the device's memory is noted."""
+        side = self.side
+        side.gauge.look(side.worker.pid)
+        batches, cpu_ms = await self.run(time_s)
+        side.dram_pcts.append(side.gauge.look(side.worker.pid).dram_util_pct)
+        return pairing.stretch(batches, cpu_ms)
 
     async def run(self, time_s: float, partner: Feeder | None = None) -> tuple[list[Batch], float | None]:
         """Keep the worker busy for so long, with one batch running and one waiting; also the processor ms of each."""
@@ -207,7 +218,7 @@ class _Run:
             self._broken.add(_name(target))
             self._fail(f"{target.name}: {one_line(str(error))}")
             return None
-        return _Side(target, share, worker, facts, feeder, inputs)
+        return _Side(target, share, worker, facts, feeder, inputs, self._device.gauge(share))
 
     def _missing(self, first: _Side, second: _Side) -> Iterator[tuple[_Point, _Point]]:
         alike = first.target is second.target and first.share.pct == second.share.pct
@@ -225,6 +236,7 @@ class _Run:
 
     async def _measure_point(self, one: _Point, other: _Point) -> None:
         for point in (one, other):
+            point.side.dram_pcts.clear()
             await sampling.warm_up(point.side.feeder, point.side.worker, point.request)
         cores = self._device.facts.cores
         began = [CpuTimes.now(point.side.worker.pid, cores) for point in (one, other)]
@@ -236,6 +248,8 @@ class _Run:
             others.append(yours)
         ended = [CpuTimes.now(point.side.worker.pid, cores) for point in (one, other)]
         foreign_s = ended[0].others_s - began[0].others_s - (ended[1].worker_s - began[1].worker_s)
+        for point in (one, other):
+            self._note_load(point.side)
         others_pct = round(100 * max(0.0, foreign_s) / (ended[0].at_s - began[0].at_s) / len(cores), 1)
         if one.key(other) == other.key(one):
             self._file.add([_measured(one, other, pairing.summary([*ones, *others]), others_pct)])
@@ -247,6 +261,13 @@ class _Run:
             ]
         )
 
+    def _note_load(self, side: _Side) -> None:
+        """Keep the greatest load of the model, over its batches and shares."""
+        assert self._file.content is not None
+        name, dram = _name(side.target), pairing.dram_load(side.dram_pcts, side.share.pct)
+        if dram > self._file.content.loads[name].dram:
+            self._file.set_load(name, Load(dram=dram))
+
     async def _round(self, one: _Point, other: _Point, *, backwards: bool) -> tuple[Round, Round]:
         """Each side alone and both together; every other round in the opposite order."""
         time_s = self._config.min_time_s / pairing.MIN_ROUNDS
@@ -255,7 +276,7 @@ class _Run:
         for phase in (None, other, one) if backwards else (one, other, None):
             with parent_on(self._parent_cores(one, other, phase)):
                 if phase is not None:
-                    alone.append(pairing.stretch(*await phase.run(time_s)))
+                    alone.append(await phase.run_alone(time_s))
                     continue
                 both = await self._both(one, other, time_s)
         mine, yours = reversed(alone) if backwards else alone

@@ -103,5 +103,14 @@ def summary(rounds: Sequence[Round]) -> Slowdown:
     )
 
 
+def dram_load(used_pcts: Sequence[float | None], share_pct: float) -> float:
+    """How much of the memory's bandwidth a model would use on the whole device, 0..1, by its use alone on a share.
+
+    `used_pcts` are of the device's bandwidth, one for each round; 0 where nothing tells.
+    """
+    told = [used for used in used_pcts if used is not None]
+    return min(1.0, round(statistics.median(told) / share_pct, 4)) if told else 0.0
+
+
 def _p99_ms(stretches: Sequence[Stretch]) -> float:
     return round(float(np.percentile([span for one in stretches for span in one.spans_ms], 99)), 4)
