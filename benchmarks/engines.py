@@ -114,7 +114,12 @@ def direct_process(engine: str, path: Path, rows: int, name: str) -> Iterator[Di
     """The runtime in a process with the environment of a worker."""
     words = [sys.executable, __file__, "--direct", engine, str(path), str(rows), name]
     process = subprocess.Popen(
-        words, env=environment(Partition(threads=1)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        words,
+        env=environment(Partition(threads=1)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # as a worker: Linux may share the processor out by sessions
     )
     with process:
         try:
