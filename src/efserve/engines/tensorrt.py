@@ -57,7 +57,7 @@ class TensorRtEngine:
         return (*self._remarks, *self._runs.remarks())
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
-        """Run the plan; outputs are new page-locked arrays."""
+        """Run the plan; outputs are new arrays."""
         return self._runs.infer(inputs)
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object] | None:
@@ -92,7 +92,6 @@ def load(source: Source) -> TensorRtEngine:
             raise LoadFailed(cannot_load(path, machine, library.said))
         plan, remark = named, Remark(f"runs the plan {path.name}, which its config names")
         config = source.settle(FileSignature(plan.inputs, plan.outputs))
-    check_datatypes([spec.datatype for spec in (*config.inputs, *config.outputs)])
     inputs, outputs = (tuple(spec.name for spec in specs) for specs in (config.inputs, config.outputs))
     runs = CudaRuns(device, plan, inputs, outputs, Pins(driver) if driver is not None else None)
     runs.prepare()
@@ -103,6 +102,7 @@ def _from_onnx(
     source: Source, path: Path, library: TensorRt, machine: Machine
 ) -> tuple[LoadedPlan, ModelConfig, Remark]:
     config = source.settle(_signature(source.config, path))
+    check_datatypes([spec.datatype for spec in (*config.inputs, *config.outputs)])
     build = Build(machine, precision_of(config), files_sha256(path), shape_ranges(config))
     cache = _cache(source.folder)
     data = cache.find(build) if cache else None

@@ -253,6 +253,8 @@ class RepositoryControl:
 
     def _versions(self, folder: ModelFolder, allotted: Allotted) -> list[ServedVersion]:
         numbers = _check_versions(folder)
+        if allotted.planned is not None:
+            numbers = numbers[-1:]  # the one that was profiled
         labels = read_labels(folder.path, folder.config)
         found = [allotted.of(self._resolved(folder, number, allotted)) for number in numbers]
         return [

@@ -106,7 +106,6 @@ def place_plan(plan: Plan, late: str, room: Room) -> PlacedPlan:
             tuple(partitions[worker.placement] for worker in workers),
         )
         for name, workers in planned_workers(plan).items()
-        if workers
     }
     return PlacedPlan(models, (*notes, *placed.notes))
 
