@@ -42,6 +42,8 @@ class HostStage:
     def wait(self) -> int:
         return 0
 
+    def synchronize(self) -> None: ...
+
     def capture(self, work: Callable[[], Any]) -> Any:
         raise RuntimeError("a CPU has no graphs")
 

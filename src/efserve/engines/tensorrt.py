@@ -57,7 +57,7 @@ class TensorRtEngine:
         return (*self._remarks, *self._runs.remarks())
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
-        """Run the plan; outputs are new page-locked arrays."""
+        """Run the plan; outputs are new arrays."""
         return self._runs.infer(inputs)
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object] | None:
