@@ -66,6 +66,10 @@ class PycudaDevice:
             raise OSError("the CUDA driver's library could not be loaded")
         return self._driver.capture(self.stream, work)
 
+    def synchronize(self) -> None:
+        """Wait for everything on the device; an error of pycuda's where it is lost."""
+        cuda.Context.synchronize()
+
     def close(self) -> None:
         """Give back memory and context."""
         for allocation in self._allocations:
