@@ -321,11 +321,12 @@ def test_the_file_is_json_for_anybody(tmp_path: Path) -> None:
 
 @given(st.lists(st.none() | st.floats(0, 100), max_size=9), st.floats(1, 100))
 def test_load_of_the_whole_device_by_the_use_of_a_share(used_pcts: list[float | None], share_pct: float) -> None:
-    load = pairing.dram_load(used_pcts, share_pct)
+    alone = [Stretch(1.0, (1.0,), None, used) for used in used_pcts]
+    load = pairing.dram_load(alone, share_pct)
     assert 0 <= load <= 1
     if not any(used_pcts):
         assert load == 0
-    assert pairing.dram_load([20, None, 30, 25], 50) == 0.5
+    assert pairing.dram_load([Stretch(1.0, (1.0,), None, used) for used in (20, None, 30, 25)], 50) == 0.5
 
 
 class FakeWorker:

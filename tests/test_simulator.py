@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from efserve.arrivals import Trace
 from efserve.cli import main
-from efserve.errors import UsageError
+from efserve.errors import ConfigError, UsageError
 from efserve.planning.plan import Capacity, Demand, Device, Placement, Plan, Point, Problem, Tenant, plan_json
 from efserve.planning.policies import POLICIES
 from efserve.planning.recipes import safe_load
@@ -216,6 +216,13 @@ def test_an_empty_plan_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(plan_json(replace(plan, placements=())))
     assert CliRunner().invoke(main, ["simulate", str(path)]).exit_code == 2
+
+
+def test_a_plan_without_a_place_for_a_model_is_told() -> None:
+    plan, capacities = one(1, 10, 10, 100)
+    for demands, why in (((*plan.demands, Demand("n", 1, 9)), "no placement for 'n'"), ((), "no demand for 'm'")):
+        with pytest.raises(ConfigError, match=why):
+            simulate(replace(plan, demands=demands), capacities, arriving(0))
 
 
 def test_no_requests_are_no_failure() -> None:

@@ -5,6 +5,7 @@ The server and the simulator both serve a plan by what stands here, so that what
 
 from dataclasses import dataclass, replace
 
+from efserve.errors import ConfigError
 from efserve.model_config import DynamicBatching, ModelConfig
 from efserve.planning.plan import Plan, Tenant
 from efserve.routing import Router
@@ -21,7 +22,14 @@ class PlannedWorker:
 
 
 def planned_workers(plan: Plan) -> dict[str, list[PlannedWorker]]:
-    """The workers of each model that is planned, in the order of the placements."""
+    """The workers of each model that is planned, in the order of the placements.
+
+    Raises ConfigError where demands and placements do not name the same models.
+    """
+    placed = {tenant.model for placement in plan.placements for tenant in placement.tenants}
+    if strange := sorted(placed ^ {demand.model for demand in plan.demands}):
+        which = "no placement" if strange[0] not in placed else "no demand"
+        raise ConfigError(f"the plan has {which} for {strange[0]!r}; `efserve plan --check` tells what else is wrong")
     workers: dict[str, list[PlannedWorker]] = {demand.model: [] for demand in plan.demands}
     for at, placement in enumerate(plan.placements):
         turns = Turns() if len(placement.tenants) > 1 else None

@@ -402,7 +402,12 @@ def test_a_partition_is_real(tmp_path: Path, threads: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("exits_in_infer", "exited with code 3"), ("killed_in_infer", "killed by SIGKILL")]
+    ("name", "says"),
+    [
+        ("exits_in_infer", "exited with code 3"),
+        ("killed_in_infer", "killed by SIGKILL"),
+        ("loses_device", "exited with code 1"),
+    ],
 )
 def test_death_with_a_batch_in_hand(name: str, says: str) -> None:
     async def body(desk: Desk) -> None:

@@ -174,7 +174,7 @@ def _write(conversion: _Conversion, job: ConvertJob, folder: Path, on_step: OnSt
             export(version / FILENAMES[file_format])
         if job.precision == "int8":
             on_step("Quantize model.onnx to int8")
-            conversion = _quantized(conversion, version / FILENAMES["onnx"])
+            conversion = _quantized(conversion, version / FILENAMES["onnx"], job)
         checked: list[_Checked] = []
         for file_format in conversion.exports:
             on_step(f"Compare {FILENAMES[file_format]} with the source")
@@ -203,12 +203,13 @@ def _write(conversion: _Conversion, job: ConvertJob, folder: Path, on_step: OnSt
     )
 
 
-def _quantized(conversion: _Conversion, path: Path) -> _Conversion:
+def _quantized(conversion: _Conversion, path: Path, job: ConvertJob) -> _Conversion:
     """The conversion with its file in 8 bits, to be compared on the samples: others are not what it was made for."""
     assert conversion.samples is not None
     fp32 = path.with_suffix(".fp32")
     path.rename(fp32)
-    quantize(fp32, path, conversion.config.inputs, conversion.samples.calibrating)
+    samples = conversion.samples.calibrating
+    quantize(fp32, path, conversion.config.inputs, samples, for_tensorrt=job.format == "tensorrt")
     for made in path.parent.glob(f"{fp32.name}*"):
         made.unlink()
     return replace(conversion, cases=_first_rows(conversion.judging))

@@ -34,6 +34,10 @@ class CudaDriver:
         """Undo `lock`."""
         self._ask("cuMemHostUnregister", ctypes.c_void_p(address))
 
+    def synchronize(self) -> None:
+        """Wait for everything on the device; OSError where it is lost."""
+        self._libcuda.call("cuCtxSynchronize")
+
     def capture(self, stream: int, work: Callable[[], None]) -> Callable[[], None]:
         """A call that repeats what `work` enqueues on the stream as one graph, with the same addresses.
 

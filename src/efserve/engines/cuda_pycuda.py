@@ -22,6 +22,7 @@ class PycudaDevice:
         device = cuda.Device(0)
         self.name: str = device.name()
         self.compute_capability = ".".join(map(str, device.compute_capability()))
+        self._keeps_context = keeps_context
         if keeps_context:
             self._context = cuda.Context.attach()
         else:
@@ -66,9 +67,16 @@ class PycudaDevice:
             raise OSError("the CUDA driver's library could not be loaded")
         return self._driver.capture(self.stream, work)
 
+    def synchronize(self) -> None:
+        """Wait for everything on the device; an error of pycuda's where it is lost."""
+        cuda.Context.synchronize()
+
     def close(self) -> None:
         """Give back memory and context."""
         for allocation in self._allocations:
             allocation.free()
         self._allocations.clear()
-        self._context.detach()
+        if self._keeps_context:
+            self._context.detach()
+        else:
+            cuda.Context.pop()  # the library lets go of a primary context with the last object that needs it

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from efserve.engines.base import Remark
 from efserve.engines.cuda_pins import Pins
+from efserve.engines.device_lost import check_device
 from efserve.engines.shape_ranges import ShapeRange
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec, byte_size
@@ -48,6 +49,10 @@ class Device(Protocol):
 
     def wait(self) -> int:
         """Wait for all of it; nanoseconds between the marks."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for everything on the device; raises where it is lost to this process."""
         ...
 
     def capture(self, work: Launch) -> Launch:
@@ -207,6 +212,14 @@ class CudaRuns:
             self._current = shapes
 
     def _run(self, size: _Size, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        try:
+            self._enqueue_all(size, inputs, outputs)
+            self.device_ns = self.device.wait()
+        except Exception as error:
+            check_device(error, self.device.synchronize)
+            raise
+
+    def _enqueue_all(self, size: _Size, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         device, addresses = self.device, self._addresses
         for name, array in zip(self.inputs, inputs, strict=True):
             device.copy_in(addresses[name], array)
@@ -218,7 +231,6 @@ class CudaRuns:
         device.mark(1)
         for name, array in zip(self.outputs, outputs, strict=True):
             device.copy_out(array, addresses[name])
-        self.device_ns = device.wait()
 
     def _start(self, size: _Size, shapes: tuple[Shape, ...]) -> None:
         """A run without a graph, or (the second of its size) the first with one."""

@@ -57,7 +57,7 @@ class TensorRtEngine:
         return (*self._remarks, *self._runs.remarks())
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
-        """Run the plan; outputs are new page-locked arrays."""
+        """Run the plan; outputs are new arrays."""
         return self._runs.infer(inputs)
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object] | None:
@@ -83,7 +83,7 @@ def load(source: Source) -> TensorRtEngine:
     device = PycudaDevice(driver, keeps_context=source.partition.means == "green")
     library = TensorRt(tensorrt)
     machine = Machine(device.name, device.compute_capability, library.version)
-    path = source.file("model.onnx")
+    path = source.file("model.onnx", ".plan")
     if path.suffix == ".onnx":
         plan, config, remark = _from_onnx(source, path, library, machine)
     else:

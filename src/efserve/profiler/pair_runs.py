@@ -7,7 +7,7 @@ that what disturbs the machine for longer than a round cancels out. The arithmet
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import combinations_with_replacement
 from pathlib import Path
 
@@ -55,7 +55,6 @@ class _Side:
     feeder: Feeder
     inputs: dict[str, str]
     gauge: Gauge
-    dram_pcts: list[float | None] = field(default_factory=list)  # of each round of the point that is measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +71,11 @@ class _Point:
         return (_name(mine.target), mine.share.pct, self.batch, _name(yours.target), yours.share.pct, other.batch)
 
     async def run_alone(self, time_s: float) -> Stretch:
-        """Keep the worker busy while the other is idle; what it uses of the device's memory is noted."""
+        """Keep the worker busy while the other is idle."""
         side = self.side
         side.gauge.look(side.worker.pid)
         batches, cpu_ms = await self.run(time_s)
-        side.dram_pcts.append(side.gauge.look(side.worker.pid).dram_util_pct)
-        return pairing.stretch(batches, cpu_ms)
+        return pairing.stretch(batches, cpu_ms, side.gauge.look(side.worker.pid).dram_util_pct)
 
     async def run(self, time_s: float, partner: Feeder | None = None) -> tuple[list[Batch], float | None]:
         """Keep the worker busy for so long, with one batch running and one waiting; also the processor ms of each."""
@@ -236,7 +234,6 @@ class _Run:
 
     async def _measure_point(self, one: _Point, other: _Point) -> None:
         for point in (one, other):
-            point.side.dram_pcts.clear()
             await sampling.warm_up(point.side.feeder, point.side.worker, point.request)
         cores = self._device.facts.cores
         began = [CpuTimes.now(point.side.worker.pid, cores) for point in (one, other)]
@@ -248,8 +245,8 @@ class _Run:
             others.append(yours)
         ended = [CpuTimes.now(point.side.worker.pid, cores) for point in (one, other)]
         foreign_s = ended[0].others_s - began[0].others_s - (ended[1].worker_s - began[1].worker_s)
-        for point in (one, other):
-            self._note_load(point.side)
+        self._note_load(one.side, ones)
+        self._note_load(other.side, others)
         others_pct = round(100 * max(0.0, foreign_s) / (ended[0].at_s - began[0].at_s) / len(cores), 1)
         if one.key(other) == other.key(one):
             self._file.add([_measured(one, other, pairing.summary([*ones, *others]), others_pct)])
@@ -261,10 +258,10 @@ class _Run:
             ]
         )
 
-    def _note_load(self, side: _Side) -> None:
+    def _note_load(self, side: _Side, rounds: Sequence[Round]) -> None:
         """Keep the greatest load of the model, over its batches and shares."""
         assert self._file.content is not None
-        name, dram = _name(side.target), pairing.dram_load(side.dram_pcts, side.share.pct)
+        name, dram = _name(side.target), pairing.dram_load([one.alone for one in rounds], side.share.pct)
         if dram > self._file.content.loads[name].dram:
             self._file.set_load(name, Load(dram=dram))
 

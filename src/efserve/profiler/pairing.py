@@ -24,6 +24,7 @@ class Stretch:
     batches_per_s: float
     spans_ms: tuple[float, ...]
     cpu_ms: float | None  # processor time of a batch; None: not told
+    dram_pct: float | None = None  # used of the device memory's bandwidth; None: not told
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +60,12 @@ class Slowdown:
     beside_p99_ms: float
 
 
-def stretch(batches: Sequence[Batch], cpu_ms: float | None) -> Stretch:
+def stretch(batches: Sequence[Batch], cpu_ms: float | None, dram_pct: float | None = None) -> Stretch:
     """The stretch that these batches make, in the order they ended; MeasurementFailed for fewer than two."""
     if len(batches) < 2:
         raise MeasurementFailed("fewer than two batches ended while both models ran: give a longer --min-time")
     return Stretch(
-        rate_per_s([batch.output_ns for batch in batches]), tuple(batch.span_ms for batch in batches), cpu_ms
+        rate_per_s([batch.output_ns for batch in batches]), tuple(batch.span_ms for batch in batches), cpu_ms, dram_pct
     )
 
 
@@ -103,12 +104,12 @@ def summary(rounds: Sequence[Round]) -> Slowdown:
     )
 
 
-def dram_load(used_pcts: Sequence[float | None], share_pct: float) -> float:
+def dram_load(alone: Sequence[Stretch], share_pct: float) -> float:
     """How much of the memory's bandwidth a model would use on the whole device, 0..1, by its use alone on a share.
 
-    `used_pcts` are of the device's bandwidth, one for each round; 0 where nothing tells.
+    0 where nothing tells.
     """
-    told = [used for used in used_pcts if used is not None]
+    told = [one.dram_pct for one in alone if one.dram_pct is not None]
     return min(1.0, round(statistics.median(told) / share_pct, 4)) if told else 0.0
 
 
