@@ -127,11 +127,11 @@ started_units() {
 # another process since, or to somebody else's daemon. It is believed only for an MPS process whose environment cannot
 # be read: another user's.
 processes() {
-    local path name written=""
+    local path name state written=""
     [[ -r $run_dir/mps-$1/nvidia-cuda-mps-control.pid ]] && read -r written <"$run_dir/mps-$1/nvidia-cuda-mps-control.pid"
     for path in /proc/[0-9]*; do
-        { read -r name <"$path/comm"; } 2>/dev/null || continue
-        [[ $name == nvidia-cuda-mps* ]] || continue
+        { read -r _ name state _ <"$path/stat"; } 2>/dev/null || continue
+        [[ $name == "(nvidia-cuda-mps"* && $state != [ZX] ]] || continue # one that nobody has reaped has ended
         if [[ -r $path/environ ]]; then
             grep -qzxF "CUDA_MPS_PIPE_DIRECTORY=$run_dir/mps-$1" "$path/environ" 2>/dev/null || continue
         else
@@ -168,9 +168,9 @@ stop_daemon() {
     rm -rf "${run_dir:?}/mps-$unit"
 }
 
-# Waits for the end of a unit's processes; one that nobody has reaped has ended.
+# Waits for the end of a unit's processes.
 gone() {
-    local end=$((SECONDS + deadline_s))
+    local end=$((SECONDS + deadline_s + 1)) # bash counts whole seconds, of which the first may be short
     while [[ -n $(processes "$1") ]]; do
         ((SECONDS < end)) || return 1
         sleep 0.1

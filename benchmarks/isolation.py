@@ -1,6 +1,6 @@
 """What a busy model costs another one on the same machine, with shares of the CPU and without.
 
-    python benchmarks/isolation.py [--rounds 40] [--seconds 1]
+    python benchmarks/isolation.py [--rounds 60] [--seconds 0.4] [--quiet 0.1]
 
 Model A (a small CNN) answers one client that sends one request after the other; model B (seven times as large) is
 kept busy by two clients, or idle. Three servers take turns, one round after the other:
@@ -9,9 +9,9 @@ kept busy by two clients, or idle. Three servers take turns, one round after the
     threads 1  one engine thread each, and the kernel decides where they run
     default    as many engine threads as cores, for each
 
-A round measures A alone and beside a busy B on each server. Printed are medians over the rounds, the ratio of the two
-p99 as median of the rounds' own ratios, and once more from the quiet quarter: the 25th percentile of either p99. What
-else runs on the machine only ever adds to a latency, so that the quiet quarter is nearer to what B alone does to A.
+A round measures A alone and beside a busy B on each server, for moments of a fraction of a second. For each moment the
+processor time that none of these processes took, of the whole machine, is noted: what other programs took. Printed are
+percentiles over all requests, and over those of the quiet moments, in which others took less than `--quiet` cores.
 
 Needs 2 cores. The gateway and the clients are not pinned: they run wherever they are woken, which is beside A as long
 as B's core is busy. A waits while they run, and B answers slowly, so that its own requests cost A little.
@@ -22,16 +22,16 @@ import contextlib
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from harness import make_convolutions, serving, write_request
 
@@ -42,16 +42,16 @@ SERVERS = {
     "threads 1": ("--threads", "1"),
     "default": (),
 }
+LEAST = 500  # requests, for a p99
 SETTLE_S = 0.2  # for B to be busy, or to have answered its last
 
 
 @dataclass(frozen=True, slots=True)
-class Latency:
-    """Of A, in one measurement."""
+class Moment:
+    """A's requests in one measurement."""
 
-    p50_ms: float
-    p99_ms: float
-    requests: int
+    latencies_ms: list[float]
+    foreign_cores: float  # processor time that other programs took, per time
 
 
 class Client:
@@ -88,15 +88,24 @@ class Client:
         self._socket.close()
 
 
-def measure(client: Client, seconds: float) -> Latency:
-    """One request after the other for `seconds`."""
+def measure(client: Client, seconds: float, own: Sequence[psutil.Process]) -> Moment:
+    """One request after the other for `seconds`; `own` are all processes of this benchmark."""
     spent_ms = []
-    until_s = time.perf_counter() + seconds
-    while (start_s := time.perf_counter()) < until_s:
+    before = foreign_s(own)
+    start_s = began_s = time.perf_counter()
+    while start_s < began_s + seconds:
         client.ask()
-        spent_ms.append((time.perf_counter() - start_s) * 1e3)
-    p50_ms, p99_ms = np.percentile(spent_ms, [50, 99])
-    return Latency(float(p50_ms), float(p99_ms), len(spent_ms))
+        end_s = time.perf_counter()
+        spent_ms.append((end_s - start_s) * 1e3)
+        start_s = end_s
+    return Moment(spent_ms, (foreign_s(own) - before) / (start_s - began_s))
+
+
+def foreign_s(own: Sequence[psutil.Process]) -> float:
+    """Processor time that others than these processes have taken so far, on all cores."""
+    machine = psutil.cpu_times()
+    taken_s = sum(machine) - machine.idle - machine.iowait - machine.guest - machine.guest_nice
+    return float(taken_s - sum(sum(process.cpu_times()[:2]) for process in own))
 
 
 class Busy:
@@ -108,6 +117,7 @@ class Busy:
         for client in self._clients:
             assert client.stdout is not None
             client.stdout.readline()  # its first answer
+        self.pids = [client.pid for client in self._clients]
         self._signal(signal.SIGSTOP)
 
     @contextlib.contextmanager
@@ -143,8 +153,9 @@ def keep_busy(client: Client) -> None:
 def main() -> None:
     """Prints a row per server."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=40, help="how often the servers take turns")
-    parser.add_argument("--seconds", type=float, default=1, help="length of one measurement")
+    parser.add_argument("--rounds", type=int, default=60, help="how often the servers take turns")
+    parser.add_argument("--seconds", type=float, default=0.4, help="length of one measurement")
+    parser.add_argument("--quiet", type=float, default=0.1, help="cores that others may take in a quiet moment")
     parser.add_argument("--busy", help=argparse.SUPPRESS)
     parser.add_argument("--body", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--head-bytes", type=int, help=argparse.SUPPRESS)
@@ -159,48 +170,45 @@ def main() -> None:
             make_convolutions(root / "models", name, SHAPE[1:], layers)
         body = root / "request.bin"
         head_bytes = write_request(body, SHAPE)
-        pairs: dict[str, list[tuple[Latency, Latency]]] = {}
-        sides = {}
+        sides: dict[str, tuple[Client, Busy]] = {}
+        own = [psutil.Process()]
         for name, given in SERVERS.items():
-            url = stack.enter_context(serving(root / "models", *given)).url
-            others = Busy(url, body, head_bytes)
+            server = stack.enter_context(serving(root / "models", *given))
+            others = Busy(server.url, body, head_bytes)
             stack.callback(others.end)
-            sides[name] = (Client(url, "a", body.read_bytes(), head_bytes), others)
-            pairs[name] = []
+            sides[name] = (Client(server.url, "a", body.read_bytes(), head_bytes), others)
+            own += map(psutil.Process, (server.pid, *server.worker_pids, *others.pids))
+        alone: dict[str, list[Moment]] = {name: [] for name in sides}
+        beside: dict[str, list[Moment]] = {name: [] for name in sides}
         for turn in range(options.rounds):
             for name, (client, others) in sides.items():
-                pairs[name].append(measure_pair(client, others, options.seconds, alone_first=turn % 2 == 0))
-        show(pairs)
-    loads = ", ".join(f"{load:.1f}" for load in os.getloadavg())
-    print(f"load average {loads}; with nothing else on the machine it stays below 3")
+                for is_busy in (False, True) if turn % 2 else (True, False):
+                    with others.running() if is_busy else contextlib.nullcontext():
+                        client.ask()
+                        (beside if is_busy else alone)[name].append(measure(client, options.seconds, own))
+        show(alone, beside, float("inf"), "all moments")
+        show(alone, beside, options.quiet, f"moments in which other programs took less than {options.quiet:g} cores")
+    every = [moment.foreign_cores for moments in (*alone.values(), *beside.values()) for moment in moments]
+    print(f"\nother programs took {np.mean(every):.2f} cores on average")
 
 
-def measure_pair(client: Client, others: Busy, seconds: float, *, alone_first: bool) -> tuple[Latency, Latency]:
-    """A alone, and A beside a busy B."""
-    found = {}
-    for is_busy in (False, True) if alone_first else (True, False):
-        with others.running() if is_busy else contextlib.nullcontext():
-            client.ask()
-            found[is_busy] = measure(client, seconds)
-    return found[False], found[True]
-
-
-def show(pairs: dict[str, list[tuple[Latency, Latency]]]) -> None:
-    """The table."""
-    print(f"{'':10}{'alone, ms':>18}{'beside B, ms':>18}{'ratio beside B / alone':>30}")
-    print(f"{'server':10}{'p50':>9}{'p99':>9}{'p50':>9}{'p99':>9}{'p50':>10}{'p99':>10}{'p99, quiet':>10}")
-    for name, rounds in pairs.items():
-        sides = tuple(zip(*rounds, strict=True))
-        figures = [
-            statistics.median(getattr(one, field) for one in side) for side in sides for field in ("p50_ms", "p99_ms")
-        ]
-        quiet_alone, quiet_beside = (np.percentile([one.p99_ms for one in side], 25) for side in sides)
-        ratios = (
-            statistics.median(beside.p50_ms / alone.p50_ms for alone, beside in rounds),
-            statistics.median(beside.p99_ms / alone.p99_ms for alone, beside in rounds),
-            quiet_beside / quiet_alone,
-        )
-        print(f"{name:10}{''.join(f'{ms:9.2f}' for ms in figures)}{''.join(f'{ratio:10.2f}' for ratio in ratios)}")
+def show(alone: dict[str, list[Moment]], beside: dict[str, list[Moment]], quiet: float, title: str) -> None:
+    """The table of the moments in which others took less than `quiet` cores."""
+    print(f"\n{title}")
+    print(
+        f"{'':10}{'alone: p50':>12}{'p99 ms':>8}{'requests':>10}{'beside B: p50':>16}{'p99 ms':>8}{'requests':>10}",
+        end="",
+    )
+    print(f"{'ratio of p50':>14}{'of p99':>8}")
+    for name in alone:
+        print(f"{name:10}", end="")
+        found = []
+        for moments, width in ((alone[name], 12), (beside[name], 16)):
+            pooled = [ms for moment in moments if moment.foreign_cores < quiet for ms in moment.latencies_ms]
+            found.append(np.percentile(pooled, [50, 99]) if len(pooled) >= LEAST else np.array([np.nan, np.nan]))
+            print(f"{found[-1][0]:{width}.2f}{found[-1][1]:8.2f}{len(pooled):10,}", end="")
+        p50_ratio, p99_ratio = found[1] / found[0]
+        print(f"{p50_ratio:14.2f}{p99_ratio:8.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Whether a plan does what its simulation says: the same Poisson arrivals, simulated and served.
 
-    python benchmarks/live_plan.py [--seconds 25] [--rounds 1] [--load 0.3]
+    python benchmarks/live_plan.py [--seconds 25] [--rounds 1] [--load 0.3] [--sleep]
 
-Makes two convolutional networks, profiles them on this machine, and plans them twice: each on a partition of its own,
-and both in turns on the whole machine. Each plan is served and gets requests at the times of a trace by `efserve
-bench`; `efserve simulate` gets the same trace. Prints p50 and p99 of both, and their ratio. Needs a quiet machine with
-two cores or more; takes about two minutes.
+Makes two convolutional networks (with --sleep: models that only wait, which a busy machine disturbs less), profiles
+them on this machine, and plans them twice: each on a partition of its own, and both in turns on the whole machine. Each
+plan is served and gets requests at the times of a trace by `efserve bench`; `efserve simulate` gets the same trace.
+Prints p50 and p99 of both, and their ratio. Needs a quiet machine with two cores or more; takes about two minutes.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from efserve.planning.plan import Plan, read_plan
 from efserve.planning.tables import kinds, read_capacities
+from efserve.profiles import profile_path, read_profile
 from efserve.records import read_result
 from harness import serving
 
@@ -30,6 +31,15 @@ LAYERS = {"short": 2, "long": 5}  # of each network
 WIDTH, SIDE = 128, 48  # channels of a layer, pixels
 SLO_OF_BATCH = 10.0  # the SLO of both, in batches of one of the slower model on a core
 BATCHES = "1,2,4"
+SLEEPER = """
+import time
+class Model:
+    def __init__(self, config, folder):
+        pass
+    def infer(self, inputs):
+        time.sleep({base_s} + {row_s} * len(inputs["input"]))
+        return {{"output": inputs["input"]}}
+"""
 NEAR = 0.15  # how far the simulation may be off
 
 
@@ -53,11 +63,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=25.0, help="of load, per case and round")
     parser.add_argument("--rounds", type=int, default=1, help="of both cases")
     parser.add_argument("--load", type=float, default=0.3, help="of one core, by each model")
+    parser.add_argument("--sleep", action="store_true", help="models that wait instead of computing")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="efserve-live-") as name:
         root = Path(name)
         for model, layers in LAYERS.items():
-            make_network(root / "models", model, layers)
+            (make_sleeper if options.sleep else make_network)(root / "models", model, layers)
         efserve(
             "profile", "--grid", "--batches", BATCHES, "--min-time", "1", *repository(root), "--output", profiles(root)
         )
@@ -81,8 +92,10 @@ def run_case(root: Path, case: Case, plan: Plan, trace: Path) -> int:
     """Serves and simulates one plan; how many percentiles are far from what was measured."""
     result = root / "bench.json"
     with serving(root / "models", "--plan", str(root / "plan.json")) as server:
-        efserve("bench", "--url", server.url, "--schedule", trace, "--input", "random", "--json", result)
-    printed = efserve("simulate", root / "plan.json", "--profiles", profiles(root), "--trace", trace, "--json")
+        gateway_ms = way_ms(root, plan, server.url)
+        efserve("bench", "--url", server.url, "--schedule", trace, "--json", result)
+    arguments = ("--profiles", profiles(root), "--trace", trace, "--gateway-ms", gateway_ms, "--json")
+    printed = efserve("simulate", root / "plan.json", *arguments)
     (simulated,) = json.loads(printed)
     (level,) = [level.record for level in read_result(result).levels]
     far = 0
@@ -101,6 +114,19 @@ def run_case(root: Path, case: Case, plan: Plan, trace: Path) -> int:
             flush=True,
         )
     return far
+
+
+def way_ms(root: Path, plan: Plan, url: str) -> float:
+    """What a request takes besides its batch: one at a time, less what the profile says of a batch of one."""
+    placement = plan.placements[0]
+    tenant = placement.tenants[0]
+    result = root / "way.json"
+    efserve("bench", "--url", url, "--model", tenant.model, "--concurrency", "1", "--duration", "3", "--json", result)
+    (level,) = [level.record for level in read_result(result).levels]
+    together_ms = float(np.median(level.requests.latency_us)) / 1000
+    rows = read_profile(profile_path(profiles(root), plan.devices[0].kind, tenant.model, tenant.engine)).rows
+    (row,) = [row for row in rows if (row.share_pct, row.batch) == (placement.share_pct, 1)]
+    return round(max(0.0, together_ms - row.roundtrip_ms), 3)
 
 
 def make_network(root: Path, name: str, layers: int) -> None:
@@ -126,6 +152,17 @@ def make_network(root: Path, name: str, layers: int) -> None:
     path.parent.mkdir(parents=True)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
     (root / name / "config.pbtxt").write_text("max_batch_size: 4\ndynamic_batching { }\n")
+
+
+def make_sleeper(root: Path, name: str, layers: int) -> None:
+    """A model that waits, as long as if it had so many layers to compute."""
+    (root / name / "1").mkdir(parents=True)
+    (root / name / "1" / "model.py").write_text(SLEEPER.format(base_s=0.004 * layers, row_s=0.004 * layers))
+    tensor = "data_type: TYPE_FP32 dims: 4"
+    (root / name / "config.pbtxt").write_text(
+        f'backend: "python" max_batch_size: 4 dynamic_batching {{ }}\ninput {{ name: "input" {tensor} }}\n'
+        f'output {{ name: "output" {tensor} }}\n'
+    )
 
 
 def single_latencies_ms(root: Path) -> dict[str, float]:

@@ -64,9 +64,9 @@ def main() -> int:
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         told = {"schema_version": SCHEMA_VERSION, "cpu": options.cpu, "at": at, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(told, indent=1) + "\n")
-    failed = [row for row in rows if row.failed]
-    print(f"\n{len(rows) - len(failed)} figures, {len(failed)} sections or parts that did not run")
-    return 1 if len(failed) == len(rows) else 0
+    figures, failed = (sum(map(what, rows)) for what in (lambda row: row.value is not None, lambda row: row.failed))
+    print(f"\n{figures} figures; {failed} sections, or parts of them, did not run")
+    return 1 if failed == len(rows) else 0
 
 
 def _options() -> argparse.Namespace:
@@ -81,12 +81,14 @@ def _options() -> argparse.Namespace:
 
 def _run_section(name: str, scale: Scale) -> int:
     """Prints each row as it comes, so that what was measured before a failure is kept."""
+    import torch
+
     _, measure = sections()[name]
     if scale.cpu:
-        import torch
-
         torch.set_num_threads(1)
     try:
+        if not scale.cpu and not torch.cuda.is_available():
+            raise RuntimeError(f"torch {torch.__version__} finds no GPU here; --cpu tries the script without one")
         for row in measure(scale):
             print(json.dumps(asdict(row)), flush=True)
     except Exception as error:  # noqa: BLE001  # the border of a section: whatever fails is one line

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 import onnx_models
 from efserve.converter.convert import convert
 from efserve.converter.job import ConvertJob, ConvertResult
+from efserve.converter.quantize import quantize
 from efserve.engines import base
 from efserve.engines.base import Source
 from efserve.errors import ConversionFailed, UsageError
@@ -19,7 +21,7 @@ from efserve.partition import Partition
 from efserve.pbtxt import read_config
 from efserve.precision import describe, read_parity
 from efserve.repository import scan
-from efserve.tensors import Array
+from efserve.tensors import Array, TensorSpec
 
 TESTS = Path(__file__).parent
 
@@ -79,6 +81,20 @@ def test_calibration_that_has_nothing_to_do_with_what_is_seen(tmp_path: Path) ->
     with pytest.raises(ConversionFailed, match=r"model.onnx.*(differs|largest score).*nothing was written"):
         run(source(tmp_path), tmp_path, precision="int8", calibration=str(tmp_path / "dark.npy"))
     assert not (tmp_path / "models").exists()
+
+
+def test_int8_for_tensorrt_is_signed_around_zero_and_leaves_biases_alone(tmp_path: Path) -> None:
+    fp32, int8 = source(tmp_path), tmp_path / "int8.onnx"
+    rows = [(row[None],) for row in np.load(samples(tmp_path))]
+    quantize(fp32, int8, (TensorSpec("input", "FP32", (1, 28, 28)),), rows, for_tensorrt=True)
+    graph = onnx.load(str(int8)).graph
+    points = [
+        numpy_helper.to_array(weight)
+        for weight in graph.initializer
+        if any(weight.name == node.input[2] for node in graph.node if node.op_type == "QuantizeLinear")
+    ]
+    assert points
+    assert all(point.dtype == np.int8 and not point.any() for point in points)
 
 
 def test_without_samples_random_ones_calibrate_and_the_user_is_told(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from efserve.engines.cuda_driver import CudaDriver
 from efserve.engines.cuda_pins import Pins, mapping_of
 from efserve.libcuda import Libcuda
 from efserve.tensors import Array
+from fake_cuda import StandInDriver
 
 
 class Locker:
@@ -53,6 +54,7 @@ def test_a_mapping_is_locked_once_and_whole() -> None:
 
 def test_memory_of_its_own_cannot_be_locked() -> None:
     assert mapping_of(np.zeros(3)) is None
+    assert mapping_of(np.frombuffer(b"of a moment", np.uint8)[2:]) is None
     locker = Locker()
     assert not Pins(locker).ensure([np.zeros(3)])
     assert locker.asked == 0
@@ -65,28 +67,6 @@ def test_a_refusal_is_kept_and_not_repeated() -> None:
         assert not pins.ensure([np.frombuffer(mmap.mmap(-1, 4096), np.uint8)])
     assert locker.asked == 1
     assert pins.problem == "cuMemHostRegister_v2: out of memory"
-
-
-class StandInDriver:
-    """Functions of libcuda.so: notes every call; one of them may fail."""
-
-    def __init__(self, fails: str = "", has_context: bool = False) -> None:
-        self.calls: list[str] = []
-        self._fails = fails
-        self._has_context = has_context
-
-    def __getattr__(self, name: str) -> Callable[..., int]:
-        def call(*arguments: object) -> int:
-            if name == "cuGetErrorString":
-                target = arguments[1]._obj  # type: ignore[attr-defined]  # what ctypes.byref refers to
-                target.value = b"operation not permitted when stream is capturing"
-                return 0
-            self.calls.append(name)
-            if name == "cuCtxGetCurrent" and self._has_context:
-                arguments[0]._obj.value = 1  # type: ignore[attr-defined]
-            return 900 if name == self._fails else 0
-
-        return call
 
 
 def test_the_primary_context_is_made_current_where_there_is_none() -> None:

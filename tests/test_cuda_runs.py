@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from efserve.engines.cuda_runs import ALIGNMENT_BYTES, CudaRuns, check_datatypes, places
 from efserve.engines.shape_ranges import ShapeRange
-from efserve.errors import InferenceFailed, LoadFailed
+from efserve.errors import DeviceLost, InferenceFailed, LoadFailed
 from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec
 
 BASE = 1 << 20
@@ -22,6 +22,7 @@ class MemoryDevice:
 
     stream: int = 7
     capture_fails: str = ""
+    lost: bool = False
     memory: bytearray = field(default_factory=bytearray)
     calls: list[str] = field(default_factory=list)
 
@@ -47,6 +48,10 @@ class MemoryDevice:
     def wait(self) -> int:
         self.calls.append("wait")
         return 1500
+
+    def synchronize(self) -> None:
+        if self.lost:
+            raise RuntimeError("an illegal memory access was encountered")
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         if self.capture_fails:
@@ -186,6 +191,17 @@ def test_a_run_that_does_not_start() -> None:
     program.fails = True
     with pytest.raises(InferenceFailed, match="could not start the run: out of memory"):
         runs.infer([batch(2)])
+    program.fails = False
+    runs.infer([batch(2)])
+
+
+def test_a_run_that_loses_the_device() -> None:
+    runs, device, program = runs_of()
+    run = runs.bind([batch(2)], [batch(2)])
+    assert run is not None
+    program.fails = device.lost = True
+    with pytest.raises(DeviceLost, match=r"the GPU is lost to this worker: .*out of memory; then: an illegal memory"):
+        run()
 
 
 def test_strings_have_no_place() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efserve.errors import ConfigError, InferenceFailed, LoadFailed
+from efserve.errors import ConfigError, DeviceLost, InferenceFailed, LoadFailed
 from efserve.model_config import ModelConfig
 from efserve.tensors import Array, TensorSpec
 
@@ -35,6 +35,7 @@ class CpuStage:
 
     device: Any = field(default_factory=lambda: torch.device("cpu"))
     refuses: str = ""
+    lost: bool = False
     calls: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
@@ -46,6 +47,10 @@ class CpuStage:
     def wait(self) -> int:
         self.calls.append("wait")
         return 2500
+
+    def synchronize(self) -> None:
+        if self.lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def capture(self, work: Callable[[], Sequence[Any]]) -> tuple[Callable[[], None], Sequence[Any]]:
         if self.refuses:
@@ -164,6 +169,18 @@ def test_outputs_that_are_not_as_the_config_says() -> None:
     integers = ModelConfig("net", "torchscript", 8, CONFIG.inputs, (TensorSpec("map", "INT64", (8, 8, 8)),))
     with pytest.raises(InferenceFailed, match=r"output 'map' is torch.float32, the config says INT64"):
         engine_of(TorchChoices(), config=integers).infer([images(1)])
+
+
+def test_a_fault_that_loses_the_device_is_told_apart() -> None:
+    stage = CpuStage()
+    engine = engine_of(TorchChoices(), stage)
+    wrong = np.zeros((1, 5, 8, 8), np.float32)  # as if a kernel had failed
+    with pytest.raises(RuntimeError, match="channels"):
+        engine.infer([wrong])
+    engine.infer([images(1)])
+    stage.lost = True
+    with pytest.raises(DeviceLost, match=r"the GPU is lost to this worker: .*; then: CUDA error: an illegal memory"):
+        engine.infer([wrong])
 
 
 def test_bf16_tensors_are_words_outside() -> None:

@@ -103,7 +103,9 @@ def test_bf16_is_what_the_config_says(tmp_path: Path) -> None:
 
 def test_what_it_refuses(tmp_path: Path) -> None:
     folder = onnx_models.save(tmp_path, "m", onnx_models.identity())
-    with pytest.raises(ConfigError, match=r"parameter precision is 'fp8'; engine openvino knows fp32, bf16"):
+    with pytest.raises(
+        ConfigError, match=r"parameter precision is 'fp8'; engine openvino knows fp32, bf16, fp16, int8"
+    ):
         load(folder, ModelConfig("m", parameters={"precision": "fp8"}))
     with pytest.raises(LoadFailed, match="runs on the CPU only"):
         base.load("openvino", Source(folder, ModelConfig("m"), Partition(device="GPU-1")))

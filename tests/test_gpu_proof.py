@@ -41,7 +41,7 @@ def test_figures_as_a_table_and_as_json(tmp_path: Path) -> None:
     assert all(row["value"] > 0 for row in measured)
     assert [row["note"] for row in rows if row["failed"]] == ["a CPU has no MPS"]
     assert len(ended.stdout.splitlines()) == len(rows) + 2
-    assert ended.stdout.endswith(f"{len(rows) - 1} figures, 1 sections or parts that did not run\n")
+    assert ended.stdout.endswith(f"{len(measured)} figures; 1 sections, or parts of them, did not run\n")
 
 
 def test_shares_are_processes_in_partitions(tmp_path: Path) -> None:
@@ -66,6 +66,7 @@ def test_a_section_that_fails_is_one_line(tmp_path: Path) -> None:
     assert ended.returncode == 1
     rows = json.loads(result.read_text())["rows"]
     assert [(row["section"], row["failed"]) for row in rows] == [("matrix", True), ("staging", True)]
+    assert all("finds no GPU here; --cpu tries the script without one" in row["note"] for row in rows)
 
 
 def test_no_time_is_one_line_for_each_section() -> None:

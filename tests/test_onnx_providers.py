@@ -3,12 +3,16 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 import onnx_models
 from efserve.engines import base
 from efserve.engines.base import Source
+from efserve.engines.cuda_driver import CudaDriver
+from efserve.engines.onnx import OnnxEngine
 from efserve.engines.onnx_providers import (
     CPU,
     CUDA,
@@ -24,9 +28,12 @@ from efserve.engines.onnx_providers import (
     with_options,
 )
 from efserve.engines.shape_ranges import ShapeRange
-from efserve.errors import ConfigError, LoadFailed
-from efserve.model_config import ModelConfig
+from efserve.errors import ConfigError, DeviceLost, LoadFailed
+from efserve.libcuda import Libcuda
+from efserve.model_config import FileSignature, ModelConfig
 from efserve.partition import Partition
+from efserve.tensors import TensorSpec
+from fake_cuda import StandInDriver
 
 GPU = Partition(device="GPU-1", memory_limit_bytes=2**30)
 
@@ -154,3 +161,23 @@ def test_a_gpu_is_not_replaced_by_the_cpu(tmp_path: Path) -> None:
     folder = onnx_models.save(tmp_path, "m", onnx_models.add_sub())
     with pytest.raises(LoadFailed, match=r"a GPU was asked for, but this onnxruntime .* has no CUDAExecutionProvider"):
         base.load("onnx", Source(folder, ModelConfig("m"), GPU))
+
+
+def test_a_run_that_takes_the_gpu_with_it_is_told_apart(tmp_path: Path) -> None:
+    folder = onnx_models.save(tmp_path, "m", onnx_models.identity(4))
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=[CPU])
+    specs = (TensorSpec("input", "FP32", (4,)),), (TensorSpec("output", "FP32", (4,)),)
+    config = ModelConfig("m", "onnx", 4, *specs)
+    whole = FileSignature(*((TensorSpec(each.name, "FP32", (-1, 4)),) for (each,) in specs))
+    wrong = np.zeros((1, 5), np.float32)  # as if a kernel had failed
+    for fails, expected in (("", (InvalidArgument, RuntimeError)), ("cuCtxSynchronize", DeviceLost)):
+        driver = CudaDriver(Libcuda(StandInDriver(fails=fails)))
+        engine = OnnxEngine(session, config, whole, (), driver)
+        (found,) = engine.infer([np.ones((2, 4), np.float32)])
+        assert found.tolist() == [[1] * 4] * 2
+        with pytest.raises(expected):
+            engine.infer([wrong])
+        run = engine.bind([wrong], [wrong])
+        assert run is not None
+        with pytest.raises(expected):
+            run()

@@ -1,12 +1,15 @@
 """Pairs of models: which batches count, how slow is slow, the file and its resuming, tables and pictures."""
 
+import asyncio
 import io
 import json
 import math
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -15,17 +18,20 @@ from rich.console import Console
 
 from efserve import pairs
 from efserve.errors import ConfigError, MeasurementFailed, UsageError
+from efserve.inference import BatchTiming
+from efserve.model_config import ModelConfig
 from efserve.pairs import Load, MeasuredPair, PairFacts, PairModel, Pairs, PairsFile
 from efserve.planning.interference import read_interference
 from efserve.profiler import pairing
 from efserve.profiler.options import ProfileConfig
 from efserve.profiler.pair_runs import one_engine_each, pair_batches, points_of
 from efserve.profiler.pairing import Round, Stretch
-from efserve.profiler.sampling import Batch
+from efserve.profiler.sampling import Batch, Feeder, random_request
 from efserve.profiler.shares import CpuDevice, DeviceFacts
 from efserve.profiler.targets import find_targets
 from efserve.reports.pairs_plot import plot_pairs
 from efserve.reports.pairs_table import pair_lines, pairs_remarks, pairs_table
+from efserve.worker.handle import Worker
 
 MODEL = PairModel("1", "onnx", "onnxruntime 1", "00" * 32, {"x": "FP32 [batch,4]"})
 FACTS = PairFacts(
@@ -311,3 +317,76 @@ def test_the_file_is_json_for_anybody(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "pairs.json").read_text())
     assert told["pairs"][0]["me"] == "a"
     assert told["facts"]["models"]["a"]["engine"] == "onnx"
+
+
+@given(st.lists(st.none() | st.floats(0, 100), max_size=9), st.floats(1, 100))
+def test_load_of_the_whole_device_by_the_use_of_a_share(used_pcts: list[float | None], share_pct: float) -> None:
+    alone = [Stretch(1.0, (1.0,), None, used) for used in used_pcts]
+    load = pairing.dram_load(alone, share_pct)
+    assert 0 <= load <= 1
+    if not any(used_pcts):
+        assert load == 0
+    assert pairing.dram_load([Stretch(1.0, (1.0,), None, used) for used in (20, None, 30, 25)], 50) == 0.5
+
+
+class FakeWorker:
+    """Answers a batch after `every` turns of the event loop; after `last` batches it is dead."""
+
+    def __init__(self, feeder: Feeder, every: int = 1, last: int = 10**9) -> None:
+        self.batches = 0
+        self._feeder = feeder
+        self._every = every
+        self._last = last
+
+    def send(self, slot: int, requests: object) -> None:
+        self._after(self._every, slot)
+
+    def _after(self, turns: int, slot: int) -> None:
+        loop = asyncio.get_running_loop()
+        if turns:
+            loop.call_soon(self._after, turns - 1, slot)
+            return
+        self.batches += 1
+        me = cast(Worker, self)
+        if self.batches > self._last:
+            self._feeder.on_death(me, "it was told to")
+            return
+        now_ns = time.monotonic_ns()
+        self._feeder.on_done(me, slot, [()], BatchTiming(now_ns, now_ns, now_ns, now_ns))
+
+
+def fed_together(fast_last: int = 10**9, slow_every: int = 40) -> tuple[object, object]:
+    """What two feeders give: one of a quick worker, one of a slow one, of each at least 5 batches."""
+    request = random_request(ModelConfig("m"), 1, {})
+
+    async def both() -> tuple[object, object]:
+        fast, slow = Feeder(), Feeder()
+        quick = cast(Worker, FakeWorker(fast, last=fast_last))
+        late = cast(Worker, FakeWorker(slow, every=slow_every))
+        one, other = await asyncio.wait_for(
+            asyncio.gather(
+                fast.feed(quick, request, 2, 5, 0.0, slow),
+                slow.feed(late, request, 2, 5, 0.0, fast),
+                return_exceptions=True,
+            ),
+            30,
+        )
+        return one, other
+
+    return asyncio.run(both())
+
+
+def test_the_quick_side_keeps_on_until_the_slow_one_has_enough() -> None:
+    fast, slow = fed_together()
+    assert isinstance(fast, list)
+    assert isinstance(slow, list)
+    assert len(fast) > 5 * len(slow)
+    ones, others = pairing.side_by_side(fast, slow)
+    assert len(ones) >= 5
+    assert len(others) >= 5
+
+
+def test_a_side_that_dies_lets_the_other_end() -> None:
+    fast, slow = fed_together(fast_last=20)
+    assert isinstance(fast, MeasurementFailed)
+    assert isinstance(slow, list)

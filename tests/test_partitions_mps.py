@@ -125,6 +125,16 @@ def test_start_status_stop(machine: Machine) -> None:
     assert asyncio.run(daemons.stop()) == ((), True)
 
 
+def test_who_is_not_root_leaves_the_mode(machine: Machine) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root sets compute modes")
+    daemons = daemons_of(machine)
+    start(daemons)
+    assert modes(machine) == BEFORE
+    assert asyncio.run(daemons.stop()) == (("GPU-a", "GPU-b"), True)
+    assert not [call for call in machine.calls() if " -c " in call]
+
+
 @as_root
 def test_a_second_start_leaves_what_runs(machine: Machine) -> None:
     daemons = daemons_of(machine)

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efserve.devices import gpm
+from efserve.devices.gpu import gpu_slug
 from efserve.devices.nvml import Nvml, connect
 from efserve.errors import UsageError
 from efserve.profiler.gauges import CpuGauge, Look, throttle_text
 from efserve.profiler.gpu import GRID_PCT, GpuDevice, GpuGauge, gpu_device
 from efserve.profiler.options import ProfileConfig
-from efserve.profiler.shares import Share, slug_of
+from efserve.profiler.shares import Share
 from fake_nvml import LIBRARY_NOT_FOUND, FakeNvml, FakeNvmlError, h200, mig_slice, process
 
 CORES = (0, 1, 2, 3, 4)
@@ -90,7 +91,7 @@ def test_a_slice_is_a_device_of_its_own() -> None:
     cut["slices"] = {1: mig_slice("MIG-one", "NVIDIA H200 MIG 3g.71gb", 60, 71 << 30)}
     found = device(connect(FakeNvml(cut)), wanted="gpu0:1")
     assert (found.uuid, found.name, found.sm_count) == ("MIG-one", "gpu0:1", 60)
-    assert found.facts.slug == slug_of("NVIDIA H200 MIG 3g.71gb") == "nvidia-h200-mig-3g-71gb"
+    assert found.facts.slug == gpu_slug("NVIDIA H200 MIG 3g.71gb") == "nvidia-h200-mig-3g-71gb"
 
 
 def test_shares_of_a_gpu() -> None:

@@ -276,6 +276,29 @@ def test_a_fault_ends_all_workers_of_the_gpu_and_no_other(machine: Machine, capl
     assert sum(call.startswith("daemon") for call in machine.calls()) == 2
 
 
+def test_a_fault_of_a_single_daemon_ends_the_workers_of_all_gpus(machine: Machine) -> None:
+    machine.script("start", "--single")
+
+    async def life() -> None:
+        service = service_of(machine, "on", heal_s=0.5)
+        await service.start([A, B])
+        assert service.pipe_directory("GPU-a") == service.pipe_directory("GPU-b") == str(machine.pipes("all"))
+        machine.start_server("all")
+        workers = [ProcessWorker(machine, service, uuid) for uuid in ("GPU-a", "GPU-b")]
+        machine.set("stays-faulty")
+        machine.make_faulty("all")
+        for worker in workers:
+            await worker.ended.wait()
+        await service.well("GPU-b")
+        await service.stop()
+
+    before = machine.daemons()
+    run(life)
+    (restarted,) = machine.daemons()  # which a person started, and so it stays
+    assert restarted not in before
+    assert machine.calls().count("daemon GPU-a,GPU-b mps-all share=") == 2
+
+
 def test_a_fault_that_only_the_log_tells(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     async def life() -> None:
         service = service_of(machine, "on")

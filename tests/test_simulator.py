@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from efserve.arrivals import Trace
 from efserve.cli import main
-from efserve.errors import UsageError
+from efserve.errors import ConfigError, UsageError
 from efserve.planning.plan import Capacity, Demand, Device, Placement, Plan, Point, Problem, Tenant, plan_json
 from efserve.planning.policies import POLICIES
 from efserve.planning.recipes import safe_load
@@ -43,6 +43,13 @@ def test_a_request_waits_for_a_running_batch_then_for_its_own() -> None:
     assert outcome.duration_s == pytest.approx(0.030)
     assert outcome.partitions[0].utilization == pytest.approx(1)
     assert outcome.partitions[0].batches == 3
+
+
+def test_the_way_through_the_gateway_is_added() -> None:
+    plan, capacities = one(4, 10, 100, 20)
+    (model,) = simulate(plan, capacities, arriving(0, 100), gateway_ms=3.0).models
+    assert model.p50_ms == pytest.approx(13)
+    assert model.within_slo == 2
 
 
 def test_what_would_be_late_is_refused_so_that_the_rest_is_not() -> None:
@@ -209,6 +216,13 @@ def test_an_empty_plan_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(plan_json(replace(plan, placements=())))
     assert CliRunner().invoke(main, ["simulate", str(path)]).exit_code == 2
+
+
+def test_a_plan_without_a_place_for_a_model_is_told() -> None:
+    plan, capacities = one(1, 10, 10, 100)
+    for demands, why in (((*plan.demands, Demand("n", 1, 9)), "no placement for 'n'"), ((), "no demand for 'm'")):
+        with pytest.raises(ConfigError, match=why):
+            simulate(replace(plan, demands=demands), capacities, arriving(0))
 
 
 def test_no_requests_are_no_failure() -> None:

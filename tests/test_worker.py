@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from efserve.engines.base import Remark
-from efserve.errors import InvalidRequest
+from efserve.errors import DeviceLost, InvalidRequest
 from efserve.inference import BatchTiming, InferRequest, Outcome, Outputs, OutputTensor
 from efserve.model_config import ModelConfig
 from efserve.partition import Partition
@@ -146,6 +146,20 @@ def test_a_tensor_that_is_gone_fails_its_own_request_alone() -> None:
         pair.exchange.write(0, requests)  # a batch that is never answered
         done = pair.executor.run(pair.exchange.write(0, requests[:1]))
         assert pair.exchange.outcomes(0, requests[:1], done) == [first]
+
+
+class Lost(Echo):
+    """An engine whose device goes."""
+
+    def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        raise DeviceLost("the GPU is lost")
+
+
+def test_a_lost_device_ends_the_worker() -> None:
+    with Pair(Lost(config_of([TensorSpec("x", "FP32", (2,))]))) as pair:
+        run = pair.exchange.write(0, [request([np.zeros((1, 2), np.float32)], 1)])
+        with pytest.raises(DeviceLost):
+            pair.executor.run(run)
 
 
 @pytest.mark.parametrize("binds", [False, True])

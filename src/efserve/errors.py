@@ -94,6 +94,10 @@ class InferenceFailed(ServerError):
     """The model raised while it ran, or answered with tensors that its config does not allow."""
 
 
+class DeviceLost(InferenceFailed):
+    """A run has failed in such a way that the worker's device takes no further one: the worker ends."""
+
+
 class ConversionFailed(ServerError):
     """A model could not be converted, or a converted file differs too much from its source."""
 

@@ -6,10 +6,9 @@ Triton has no field for a share, so it is a parameter: `share_pct` and `memory_l
 
 from typing import Any
 
-from tritonclient.grpc import model_config_pb2 as pb
-
 from efserve.errors import ConfigError
 from efserve.model_config import InstanceGroup, InstanceKind, ModelConfig
+from efserve.triton_messages import model_config_pb2 as pb
 
 _KINDS: dict[int, InstanceKind] = {
     pb.ModelInstanceGroup.KIND_AUTO: "AUTO",

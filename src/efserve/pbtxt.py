@@ -11,7 +11,6 @@ from typing import Any
 from google.protobuf import json_format, text_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from tritonclient.grpc import model_config_pb2 as pb
 
 from efserve.errors import ConfigError
 from efserve.instance_groups import read_groups, write_groups
@@ -24,6 +23,7 @@ from efserve.model_config import (
     WarmupSample,
 )
 from efserve.tensors import TensorSpec
+from efserve.triton_messages import model_config_pb2 as pb
 
 # What a config may say; {} ends a branch: a scalar, or a message of which every field is honoured.
 _Fields = Mapping[str, "_Fields"]

@@ -5,6 +5,7 @@ The server and the simulator both serve a plan by what stands here, so that what
 
 from dataclasses import dataclass, replace
 
+from efserve.errors import ConfigError
 from efserve.model_config import DynamicBatching, ModelConfig
 from efserve.planning.plan import Plan, Tenant
 from efserve.routing import Router
@@ -13,22 +14,27 @@ from efserve.turns import Terms, Turns
 
 @dataclass(frozen=True, slots=True)
 class PlannedWorker:
-    """One process of a model on a partition: the `placement`-th of the plan, its `tenant`-th model."""
+    """One process of a model on a partition, which is the `placement`-th of the plan."""
 
     placement: int
-    tenant: int
     facts: Tenant
     terms: Terms
 
 
 def planned_workers(plan: Plan) -> dict[str, list[PlannedWorker]]:
-    """The workers of each model that is planned, in the order of the placements."""
+    """The workers of each model that is planned, in the order of the placements.
+
+    Raises ConfigError where demands and placements do not name the same models.
+    """
+    placed = {tenant.model for placement in plan.placements for tenant in placement.tenants}
+    if strange := sorted(placed ^ {demand.model for demand in plan.demands}):
+        which = "no placement" if strange[0] not in placed else "no demand"
+        raise ConfigError(f"the plan has {which} for {strange[0]!r}; `efserve plan --check` tells what else is wrong")
     workers: dict[str, list[PlannedWorker]] = {demand.model: [] for demand in plan.demands}
     for at, placement in enumerate(plan.placements):
         turns = Turns() if len(placement.tenants) > 1 else None
-        for number, tenant in enumerate(placement.tenants):
-            terms = _terms(tenant, turns)
-            workers[tenant.model] += [PlannedWorker(at, number, tenant, terms) for _ in range(tenant.processes)]
+        for tenant in placement.tenants:
+            workers[tenant.model] += [PlannedWorker(at, tenant, _terms(tenant, turns))] * tenant.processes
     return workers
 
 

@@ -47,11 +47,20 @@ class Model:
     def infer(self, inputs): threading.Event().wait()
 """
 DIES_ON_LARGE_BATCHES = FAILS_ON_LARGE_BATCHES.replace('raise ValueError("too many rows")', "import os; os._exit(7)")
+DIES_LATER = """
+import os
+class Model:
+    def __init__(self, config, folder): self.batches = 0
+    def infer(self, inputs):
+        self.batches += 1
+        if self.batches == 300: os._exit(7)
+        return {"y": inputs["x"]}
+"""
 QUICK = ("--min-time", "0.05", "--min-repetitions", "5")
 
 
 def command(folder: Path, *options: str) -> list[str]:
-    where = ["--model-repository", str(folder / "models"), "--output", str(folder / "out")]
+    where = ["--device", "cpu", "--model-repository", str(folder / "models"), "--output", str(folder / "out")]
     return [sys.executable, "-m", "efserve", "profile", *where, *options]
 
 
@@ -321,6 +330,16 @@ def test_pairs_are_resumed_and_a_model_that_fails_does_not_stop_the_others(folde
     assert kept == list(before.pairs)
     assert {p.my_batch for p in now.pairs if p.me == p.you == "identity"} == {1, 2, 4}
     assert len(json.loads(again.stdout)["measured"]["pairs"]) == len(now.pairs)
+
+
+@needs_two_cores
+def test_a_model_that_dies_beside_another_is_told(folder: Path) -> None:
+    save_python(folder, "dies", DIES_LATER)
+    done = profile(folder, "--pairs", "--batches", "1", "--shape", "x:2", *QUICK)
+    assert done.returncode == 1
+    (input_error, died) = sorted(done.stderr.splitlines(), key=lambda line: "died" in line)
+    assert input_error == "identity.onnx: --shape x: no such input; 'identity' has input"
+    assert died.startswith("dies on 50% beside dies on 50%, batches 1 and 1: the worker died: exited with code 7")
 
 
 @needs_two_cores

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +133,30 @@ def test_two_instances_build_one_plan(repository: Path, gpu: dict[str, str]) -> 
     assert "another worker has just built" in told or "kept from an earlier start" in told
 
 
+def test_a_build_that_goes_on_may_take_longer_than_the_deadline(repository: Path, gpu: dict[str, str]) -> None:
+    words = ("--trt", "--model", "digits", "--load-timeout-s", "9")
+    with serve(*words, repository=repository, environment={**gpu, "STAND_IN_STEP_S": "1.2"}) as server:
+        assert server.state_of("digits") == ("READY", "")
+        told = "".join(server.printed)
+    assert "model=digits/1 builds its TensorRT plan: Tactic Selection, step " in told
+
+
+def test_a_build_that_tells_nothing_new_is_given_up(repository: Path, gpu: dict[str, str]) -> None:
+    words = ("--trt", "--model", "digits", "--load-timeout-s", "9")
+    with serve(*words, repository=repository, environment={**gpu, "STAND_IN_STEP_S": "600"}) as server:
+        state, reason = server.state_of("digits")
+    assert state == "UNAVAILABLE"
+    assert reason.startswith("it told nothing new within 9 s; the last: builds its TensorRT plan in fp32, which takes")
+
+
+def test_plans_that_are_not_to_be_kept(repository: Path, gpu: dict[str, str]) -> None:
+    ended = efserve("check", "--engine", "tensorrt", "--json", "--model-repository", repository, "digits",
+                    **gpu, EFSERVE_CACHE="off")  # fmt: skip
+    (found,) = json.loads(ended.stdout)
+    assert found["remarks"][0] == "runs an fp32 plan that was built now and is not kept: EFSERVE_CACHE is off"
+    assert not (repository / "digits" / "1" / ".cache").exists()
+
+
 def test_an_operator_that_does_not_parse_is_that_models_error(repository: Path, gpu: dict[str, str]) -> None:
     onnx_models.save(repository, "adds", onnx_models.add_sub())
     with serve("--trt", repository=repository, environment={**gpu, "STAND_IN_UNSUPPORTED": "Sub"}) as server:
@@ -204,3 +229,57 @@ def test_a_model_of_any_length_needs_its_range(tmp_path: Path, gpu: dict[str, st
     ended = efserve("check", "--engine", "tensorrt", "--json", "--model-repository", tmp_path, **gpu)
     (found,) = json.loads(ended.stdout)
     assert "has free dimensions [-1], whose range TensorRT must know; add parameters" in found["error"]
+
+
+def test_converting_without_tensorrt_is_one_sentence(
+    repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if shutil.which("nvidia-smi") is not None:
+        pytest.skip("this machine may have a GPU")
+    target = tmp_path_factory.mktemp("target")
+    source = repository / "digits" / "1" / "model.onnx"
+    ended = efserve("convert", source, "--format", "tensorrt", "--name", "d", "--model-repository", target)
+    assert ended.returncode == 1
+    assert "TensorRT cannot run here: this machine has no NVIDIA driver, and tensorrt and pycuda" in ended.stderr
+    assert not [*target.iterdir()]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_converted_model_brings_its_plan(
+    repository: Path, gpu: dict[str, str], tmp_path_factory: pytest.TempPathFactory, precision: str
+) -> None:
+    target = tmp_path_factory.mktemp("target")
+    source = repository / "digits" / "1" / "model.onnx"
+    words = ("--format", "tensorrt", "--name", "d", "--model-repository", target, "--precision", precision)
+    ended = efserve("convert", source, *words, **gpu)
+    if precision == "bf16":  # which the stand-in, onnxruntime on a processor, cannot run
+        assert ended.returncode == 1
+        assert "model.onnx was written, but it cannot be run" in ended.stderr
+        assert not [*target.iterdir()]
+        return
+    assert ended.returncode == 0, ended.stderr
+    assert "builds its TensorRT plan in fp32, which takes minutes" in ended.stderr
+    assert 'backend: "tensorrt"' in (target / "d" / "config.pbtxt").read_text()
+    checked = efserve("check", "--model-repository", target, **gpu)
+    assert "runs an fp32 plan that was kept from an earlier start" in " ".join(checked.stdout.split())
+
+
+def test_an_interrupted_build_leaves_nothing(
+    repository: Path, gpu: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    target = tmp_path_factory.mktemp("target")
+    words = ["convert", str(repository / "digits" / "1" / "model.onnx"), "--format", "tensorrt", "--name", "d"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "efserve", *words, "--model-repository", str(target)],
+        env=os.environ | gpu | {"STAND_IN_STEP_S": "2"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "Tactic Selection" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=12) == 1
+    process.stderr.close()
+    assert not [*target.iterdir()]

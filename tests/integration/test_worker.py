@@ -389,19 +389,25 @@ def test_cores_that_do_not_exist_are_refused(tmp_path: Path) -> None:
         assert str(cores[-1]) in text
 
 
-def test_a_partition_is_real(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_partition_is_real(tmp_path: Path, threads: int) -> None:
     core = available_cores()[-1]
 
     async def body(desk: Desk) -> None:
         assert affinities(desk.worker.pid) == {(core,)}
-        assert environment(desk.worker.pid)["OMP_NUM_THREADS"] == "1"
+        assert environment(desk.worker.pid)["OMP_NUM_THREADS"] == str(threads)
 
     folder = onnx_models.save(tmp_path, "cnn", onnx_models.cnn())
-    run(onnx_spec(folder, partition=Partition("cpu", 1, (core,))), body)
+    run(onnx_spec(folder, partition=Partition("cpu", threads, (core,))), body)
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("exits_in_infer", "exited with code 3"), ("killed_in_infer", "killed by SIGKILL")]
+    ("name", "says"),
+    [
+        ("exits_in_infer", "exited with code 3"),
+        ("killed_in_infer", "killed by SIGKILL"),
+        ("loses_device", "exited with code 1"),
+    ],
 )
 def test_death_with_a_batch_in_hand(name: str, says: str) -> None:
     async def body(desk: Desk) -> None:

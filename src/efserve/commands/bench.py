@@ -110,6 +110,14 @@ BAR_LETTERS = 30
 )
 @click.option("--model", default="", help="Model to measure.  [default: the only or first one]")
 @click.option("--model-version", default="", help="Its version.  [default: the latest]")
+@click.option(
+    "--cold",
+    type=click.IntRange(1),
+    is_flag=False,
+    flag_value=5,
+    metavar="[N]",
+    help="Instead of load: start the embedded server N times (5), from process to first inference.",
+)
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows per request.")
 @click.option(
     "--url",
@@ -220,6 +228,9 @@ def command(ctx: click.Context, /, json_file: str, csv_file: str, plot: bool, **
         percentile=percentile and int(percentile), window_ms=window_ms or 0, protocol=protocol or "", **options
     )
     config.check()
+    if config.cold:
+        _run_cold(ctx, config, json_file, has_more=bool(csv_file or plot))
+        return
     result = _run(ctx, config, machine_output="-" in (json_file, csv_file), plot=plot)
     _report(result, config, json_file, csv_file)
     if result.interrupted:
@@ -241,6 +252,38 @@ def _run(ctx: click.Context, config: "BenchConfig", *, machine_output: bool, plo
     if result is None:
         ctx.exit(INTERRUPTED)
     return result
+
+
+def _run_cold(ctx: click.Context, config: "BenchConfig", json_file: str, *, has_more: bool) -> None:
+    import msgspec
+
+    from efserve.console import err, out
+    from efserve.loadtest.cold import measure_cold
+    from efserve.reports.cold import cold_table, start_line
+
+    if has_more:
+        raise UsageError("--csv and --plot are for measurements under load; --cold has its table and --json")
+    console = err() if json_file == "-" else out()
+    result = run(
+        lambda stop: measure_cold(
+            config, stop, lambda number, start: console.print(start_line(number, start), markup=False)
+        ),
+        "No more starts",
+    )
+    if result is None:
+        ctx.exit(INTERRUPTED)
+    console.print()
+    console.print(f"{result.model} on {result.engine}, ms over {len(result.starts)} starts", markup=False)
+    console.print(cold_table(result))
+    if json_file:
+        encoded = msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n"
+        if json_file == "-":
+            sys.stdout.buffer.write(encoded)
+        else:
+            Path(json_file).write_bytes(encoded)
+            console.print(f"Report: {json_file}", markup=False, soft_wrap=True)
+    if result.interrupted:
+        ctx.exit(INTERRUPTED)
 
 
 def _progress_bar(console: "Console") -> "Callable[[Load, int, int], None]":

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 @click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version to write.")
 @click.option(
     "--format",
-    type=click.Choice(["onnx", "torchscript", "all"]),
+    type=click.Choice(["onnx", "torchscript", "tensorrt", "all"]),
     default="all",
     show_default=True,
-    help="What to write: model.onnx, model.pt, or both.",
+    help="What to write: model.onnx, model.pt, both, or model.onnx with a TensorRT plan for the GPU here.",
 )
 @click.option(
     "--weights",

@@ -65,7 +65,10 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
     help="Profile the models on this engine; repeatable. auto: on each engine that they have a file for.",
 )
 @click.option(
-    "--batches", type=_numbers, metavar="LIST", help="Measure these batch sizes, such as 1,8,32.  [default: 1,2,4,...]"
+    "--batches",
+    type=_numbers,
+    metavar="LIST",
+    help="Measure these batch sizes, such as 1,8,32.  [default: 1,2,4,...; of pairs 1,8 and the largest]",
 )
 @click.option(
     "--max-batch",
@@ -117,8 +120,8 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
     show_default="./profiled_data",
     help="Folder for the profiles: OUTPUT/<device>/<model>.<engine>.csv and .json.",
 )
-@click.option("--resume", is_flag=True, help="Keep the rows that are there and measure only what is missing.")
-@click.option("--force", is_flag=True, help="Measure afresh; rows that are there are lost.")
+@click.option("--resume", is_flag=True, help="Keep what is there and measure only what is missing.")
+@click.option("--force", is_flag=True, help="Measure afresh; what is there is lost.")
 @click.option(
     "--pairs",
     is_flag=True,
@@ -167,7 +170,7 @@ def command(
         **options,
     )
     if config.resume and config.force:
-        raise UsageError("--resume keeps the rows that are there, --force drops them: give one of the two")
+        raise UsageError("--resume keeps what is there, --force drops it: give one of the two")
     if config.cores and config.shares:
         raise UsageError("--cores and --shares are two ways to say the same: give one of the two")
     if config.roofline:

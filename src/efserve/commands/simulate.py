@@ -61,6 +61,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="Requests that cannot keep their SLO any more, as in `efserve serve`: answered 503 at once, or all the same.",
 )
+@click.option(
+    "--gateway-ms",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    metavar="MS",
+    help="What a request takes besides its batch, on the way between client and worker; see docs/scheduling.md.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same result.")
 @click.option("--sweep", is_flag=True, help="Find the highest rates that each plan holds for 99 % of the requests.")
 @click.option(

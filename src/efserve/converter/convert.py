@@ -19,6 +19,7 @@ from efserve.converter.quantize import quantize
 from efserve.converter.samples import Samples, choose
 from efserve.devices.cpu import usable_cores_here
 from efserve.engines.base import Source, load
+from efserve.engines.tensorrt_machine import check_machine
 from efserve.errors import ConfigError, ConversionFailed, UsageError
 from efserve.foreign import foreign
 from efserve.model_config import DynamicBatching, ModelConfig
@@ -60,6 +61,9 @@ def convert(job: ConvertJob, on_step: OnStep) -> ConvertResult:
     """
     folder = _model_folder(job)
     _check_precision(job)
+    if job.format == "tensorrt":
+        with foreign("a plan cannot be built", ConversionFailed):
+            check_machine()
     if job.source.endswith(".onnx"):
         on_step(f"Load {job.source}")
         return _write(_from_onnx(job, folder.name), job, folder, on_step)
@@ -96,7 +100,10 @@ def convert_torch(model: "TorchModel", job: ConvertJob, on_step: OnStep) -> Conv
         "onnx": lambda path: torch_export.export_onnx(ready, path, job.opset or DEFAULT_OPSET),
         "torchscript": lambda path: torch_export.export_torchscript(ready, path, job.precision),
     }
-    wanted = {name: export for name, export in exports.items() if job.format in (name, "all")}
+    kept = (
+        "onnx" if job.format == "tensorrt" else job.format
+    )  # a plan is built from that file, and again from it elsewhere
+    wanted = {name: export for name, export in exports.items() if kept in (name, "all")}
     notes = model.notes
     if job.precision == "int8":
         wanted.pop("torchscript", None)
@@ -121,13 +128,13 @@ def _check_precision(job: ConvertJob) -> None:
 
 def _runs_by_openvino(job: ConvertJob) -> bool:
     """onnxruntime has no bf16 on x86; OpenVINO runs a file in fp32 so when its config says so."""
-    return job.precision == "bf16" and job.format != "torchscript"
+    return job.precision == "bf16" and job.format not in ("torchscript", "tensorrt")
 
 
 def _in_precision(config: ModelConfig, job: ConvertJob) -> ModelConfig:
+    engine = "openvino" if _runs_by_openvino(job) else "tensorrt" if job.format == "tensorrt" else config.engine
     if job.precision == "fp32":
-        return config
-    engine = "openvino" if _runs_by_openvino(job) else config.engine
+        return replace(config, engine=engine)
     return replace(config, engine=engine, parameters={**config.parameters, "precision": job.precision})
 
 
@@ -167,11 +174,11 @@ def _write(conversion: _Conversion, job: ConvertJob, folder: Path, on_step: OnSt
             export(version / FILENAMES[file_format])
         if job.precision == "int8":
             on_step("Quantize model.onnx to int8")
-            conversion = _quantized(conversion, version / FILENAMES["onnx"])
+            conversion = _quantized(conversion, version / FILENAMES["onnx"], job)
         checked: list[_Checked] = []
         for file_format in conversion.exports:
             on_step(f"Compare {FILENAMES[file_format]} with the source")
-            checked.append(_check(file_format, version, conversion, job))
+            checked.append(_check(file_format, version, conversion, job, on_step))
         parity = tuple(found for each in checked for found in each.differences)
         losses = tuple(each.loss for each in checked if each.loss is not None)
         write_parity(Parity(job.precision, parity, losses), version)
@@ -196,12 +203,13 @@ def _write(conversion: _Conversion, job: ConvertJob, folder: Path, on_step: OnSt
     )
 
 
-def _quantized(conversion: _Conversion, path: Path) -> _Conversion:
+def _quantized(conversion: _Conversion, path: Path, job: ConvertJob) -> _Conversion:
     """The conversion with its file in 8 bits, to be compared on the samples: others are not what it was made for."""
     assert conversion.samples is not None
     fp32 = path.with_suffix(".fp32")
     path.rename(fp32)
-    quantize(fp32, path, conversion.config.inputs, conversion.samples.calibrating)
+    samples = conversion.samples.calibrating
+    quantize(fp32, path, conversion.config.inputs, samples, for_tensorrt=job.format == "tensorrt")
     for made in path.parent.glob(f"{fp32.name}*"):
         made.unlink()
     return replace(conversion, cases=_first_rows(conversion.judging))
@@ -233,10 +241,10 @@ class _Checked:
     note: str = ""
 
 
-def _check(file_format: Format, version: Path, conversion: _Conversion, job: ConvertJob) -> _Checked:
+def _check(file_format: Format, version: Path, conversion: _Conversion, job: ConvertJob, on_step: OnStep) -> _Checked:
     """Runs the file in the engine that will serve it, with the config that it will have."""
     name = conversion.config.engine if file_format == "onnx" and conversion.config.engine else file_format
-    source = Source(version, conversion.config, Partition(threads=usable_cores_here()))
+    source = Source(version, conversion.config, Partition(threads=usable_cores_here()), on_progress=on_step)
     with foreign(f"{FILENAMES[file_format]} was written, but it cannot be run", ConversionFailed):
         engine = load(name, source)
         try:

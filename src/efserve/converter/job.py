@@ -21,7 +21,7 @@ class ConvertJob:
     model_repository: Path = Path("model_dir")
     name: str = ""  # empty: the stem of the source, with `_<precision>` where that is not fp32
     version: int = 1
-    format: Literal["onnx", "torchscript", "all"] = "all"
+    format: Literal["onnx", "torchscript", "tensorrt", "all"] = "all"
     weights: str = "default"  # default, none, or a file
     precision: Precision = "fp32"
     calibration: str = ""  # a file or a folder of samples, for int8 and for what a precision loses

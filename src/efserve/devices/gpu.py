@@ -3,6 +3,7 @@
 Creates no CUDA context, changes nothing. None stands for a value that this driver or this GPU does not tell.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +142,11 @@ def gpu_facts(library: Nvml | None = None) -> GpuFacts:
 def gpus() -> tuple[Gpu, ...]:
     """The machine's GPUs in NVML's order; none without a driver."""
     return gpu_facts().gpus
+
+
+def gpu_slug(name: str) -> str:
+    """Folder name for what belongs to a GPU: `nvidia-h200`."""
+    return "-".join(re.findall("[a-z0-9]+", name.lower())) or "gpu"
 
 
 def cuda_devices(all_gpus: Sequence[Gpu]) -> tuple[Gpu | MigSlice, ...]:

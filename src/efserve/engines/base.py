@@ -7,7 +7,6 @@ batching or shared memory.
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -19,6 +18,9 @@ from efserve.tensors import Array
 
 def _say_nothing(text: str) -> None:
     pass
+
+
+_SUFFIXES = {".onnx", ".pt", ".py", ".plan"}  # of which each means a kind of model
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +45,14 @@ class Source:
     keeps: bool = True  # engines may keep optimized forms of the model, beside it or in the user's cache
     on_progress: Callable[[str], object] = _say_nothing  # told how far a long load is, every few seconds
 
-    def file(self, default_name: str) -> Path:
-        """The model file; LoadFailed when there is none."""
-        path = self.folder / (self.config.default_model_filename or default_name)
+    def file(self, default_name: str, *also: str) -> Path:
+        """The model file: the config's, unless its suffix is another engine's; LoadFailed when there is none.
+
+        An engine takes files with the suffix of `default_name`, those `also` given, and those of no engine.
+        """
+        given = self.config.default_model_filename
+        is_others = Path(given).suffix in _SUFFIXES - {Path(default_name).suffix, *also}
+        path = self.folder / (given if given and not is_others else default_name)
         if not path.is_file():
             there = ", ".join(sorted(entry.name for entry in self.folder.iterdir())) if self.folder.is_dir() else ""
             raise LoadFailed(f"there is no file {path.name} in {self.folder}; files there: {there or 'none'}")
@@ -108,6 +115,8 @@ def can_use_gpus(name: str) -> bool:
     """Whether the engine's library is one for GPUs, as far as its package tells without being loaded."""
     if name == "tensorrt":
         return True
+    from importlib import metadata  # it brings a parser of mails, which no worker needs
+
     try:
         return "+cpu" not in metadata.version(_GPU_PACKAGES[name])
     except (KeyError, metadata.PackageNotFoundError):
@@ -116,19 +125,24 @@ def can_use_gpus(name: str) -> bool:
 
 def load(name: str, source: Source) -> Engine:
     """The model of `source` loaded by engine `name`; LoadFailed or ConfigError, or whatever the library raises."""
-    if name not in _LIBRARIES:
-        raise LoadFailed(f"there is no engine '{name}'; choose one of {', '.join(_LIBRARIES)}")
+    module = import_engine(name)
     if source.config.optional_inputs and name != "python":
         raise ConfigError(
             f"config of '{source.config.name}': input '{source.config.optional_inputs[0]}' is optional, which only "
             "models of the python engine may say"
         )
+    return module.load(source)
+
+
+def import_engine(name: str) -> _Module:
+    """The engine's module, and with it the library that it needs; LoadFailed where that is missing."""
+    if name not in _LIBRARIES:
+        raise LoadFailed(f"there is no engine '{name}'; choose one of {', '.join(_LIBRARIES)}")
     library, remedy = _LIBRARIES[name]
     try:
-        module = cast(_Module, importlib.import_module(f"efserve.engines.{name}"))
+        return cast(_Module, importlib.import_module(f"efserve.engines.{name}"))
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in library.split(", "):
             raise
         raise LoadFailed(f"engine '{name}' needs {missing}, which is not installed: {remedy}") from error
-    return module.load(source)

@@ -20,8 +20,7 @@ class CudaDriver:
         self._ask = libcuda.call
         current = ctypes.c_void_p()
         self._ask("cuCtxGetCurrent", ctypes.byref(current))
-        self.found_context = bool(current.value)  # a green context, or one that another library has made
-        if not self.found_context:  # the primary context is the one that torch, onnxruntime and TensorRT use
+        if not current.value:  # the primary context is the one that torch, onnxruntime and TensorRT use
             self._ask("cuDevicePrimaryCtxRetain", ctypes.byref(current), ctypes.c_int(0))
             self._ask("cuCtxSetCurrent", current)
 
@@ -34,6 +33,10 @@ class CudaDriver:
     def unlock(self, address: int) -> None:
         """Undo `lock`."""
         self._ask("cuMemHostUnregister", ctypes.c_void_p(address))
+
+    def synchronize(self) -> None:
+        """Wait for everything on the device; OSError where it is lost."""
+        self._libcuda.call("cuCtxSynchronize")
 
     def capture(self, stream: int, work: Callable[[], None]) -> Callable[[], None]:
         """A call that repeats what `work` enqueues on the stream as one graph, with the same addresses.

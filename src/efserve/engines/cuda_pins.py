@@ -5,6 +5,7 @@ locked goes through a buffer of the driver first. Pure but for the `Locker`.
 """
 
 from collections.abc import Iterable
+from mmap import mmap
 from typing import Protocol
 
 import numpy as np
@@ -70,8 +71,8 @@ class Pins:
 
 
 def mapping_of(array: Array) -> Array | None:
-    """The whole buffer that an array is a view of, as bytes; None where the array owns its memory."""
+    """The whole mapping that an array is a view of, as bytes; None where its memory is none, and may go any time."""
     base: object = array.base
-    while isinstance(base, np.ndarray):
-        base = base.base
-    return None if base is None else np.frombuffer(base, np.uint8)  # type: ignore[call-overload]  # any buffer
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return np.frombuffer(base, np.uint8) if isinstance(base, mmap) else None

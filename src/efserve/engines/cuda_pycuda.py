@@ -1,7 +1,7 @@
 """A GPU by pycuda: memory, copies, events and one stream. Never run on hardware so far.
 
-Uses the context that is current, or else the primary one of the process's first GPU, as every other library does: after
-the variables of MPS have been set, for then the context gets its share. pycuda knows no graphs, hence the driver.
+Uses the primary context of the process's first GPU, as every other library does: after the variables of MPS have been
+set, for then the context gets its share. pycuda knows no graphs, hence the driver.
 """
 
 from typing import Any
@@ -16,13 +16,14 @@ from efserve.tensors import NUMPY_DTYPES, Array, Shape
 class PycudaDevice:
     """The first GPU that the process sees."""
 
-    def __init__(self, driver: CudaDriver | None) -> None:
-        """`driver` captures graphs; without it there are none."""
+    def __init__(self, driver: CudaDriver | None, *, keeps_context: bool = False) -> None:
+        """`driver` captures graphs; without it there are none. `keeps_context`: uses the current one, a green one."""
         cuda.init()
         device = cuda.Device(0)
         self.name: str = device.name()
         self.compute_capability = ".".join(map(str, device.compute_capability()))
-        if driver is not None and driver.found_context:  # such as a green context, which holds the worker's share
+        self._keeps_context = keeps_context
+        if keeps_context:
             self._context = cuda.Context.attach()
         else:
             self._context = device.retain_primary_context()
@@ -66,9 +67,16 @@ class PycudaDevice:
             raise OSError("the CUDA driver's library could not be loaded")
         return self._driver.capture(self.stream, work)
 
+    def synchronize(self) -> None:
+        """Wait for everything on the device; an error of pycuda's where it is lost."""
+        cuda.Context.synchronize()
+
     def close(self) -> None:
         """Give back memory and context."""
         for allocation in self._allocations:
             allocation.free()
         self._allocations.clear()
-        self._context.detach()
+        if self._keeps_context:
+            self._context.detach()
+        else:
+            cuda.Context.pop()  # the library lets go of a primary context with the last object that needs it

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from efserve.engines.base import Remark
 from efserve.engines.cuda_pins import Pins
+from efserve.engines.device_lost import check_device
 from efserve.engines.shape_ranges import ShapeRange
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec, byte_size
@@ -48,6 +49,10 @@ class Device(Protocol):
 
     def wait(self) -> int:
         """Wait for all of it; nanoseconds between the marks."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for everything on the device; raises where it is lost to this process."""
         ...
 
     def capture(self, work: Launch) -> Launch:
@@ -116,6 +121,8 @@ class CudaRuns:
     _addresses: dict[str, int] = field(default_factory=dict)
     _ranges: dict[str, ShapeRange] = field(default_factory=dict)
     _datatypes: dict[str, str] = field(default_factory=dict)
+    _bytes: dict[str, int] = field(default_factory=dict)  # of the largest shape
+    _staging: dict[str, Array] = field(default_factory=dict)  # page-locked, of outputs that are not bound
     _sizes: dict[tuple[Shape, ...], _Size] = field(default_factory=dict)
     _current: tuple[Shape, ...] = ()  # shapes that the program is set to
     _captured: int = 0  # graphs
@@ -138,19 +145,19 @@ class CudaRuns:
                 )
         found, total_bytes = places({name: (self._datatypes[name], shape) for name, shape in largest.items()})
         base = self.device.allocate(total_bytes)
+        self._bytes = {name: place.size_bytes for name, place in found.items()}
         for name, place in found.items():
             self._addresses[name] = base + place.offset
             program.set_address(name, base + place.offset)
 
     def infer(self, inputs: Sequence[Array]) -> list[Array]:
-        """Outputs in page-locked arrays of their own."""
+        """Outputs as new arrays."""
         size = self._size(inputs)
-        outputs = [
-            self.device.locked(shape, self._datatypes[name])
-            for name, shape in zip(self.outputs, size.outputs, strict=True)
-        ]
-        self._run(size, inputs, outputs)
-        return outputs
+        if self.pins is not None:
+            self.pins.ensure(inputs)
+        staged = [self._staged(name, shape) for name, shape in zip(self.outputs, size.outputs, strict=True)]
+        self._run(size, inputs, staged)
+        return [array.copy() for array in staged]
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Launch | None:
         """A call that computes from these arrays into those; None where their shapes are not the program's."""
@@ -171,6 +178,13 @@ class CudaRuns:
         if self.pins is not None and self.pins.problem:
             found.append(Remark(f"copies to the GPU are slower than they could be: {self.pins.problem}", True))
         return found
+
+    def _staged(self, name: str, shape: Shape) -> Array:
+        """An array of this shape at the front of the output's page-locked memory, which is made once."""
+        if name not in self._staging:
+            self._staging[name] = self.device.locked((self._bytes[name],), "UINT8")
+        dtype = NUMPY_DTYPES[self._datatypes[name]]
+        return self._staging[name][: byte_size(self._datatypes[name], shape)].view(dtype).reshape(shape)
 
     def _size(self, inputs: Sequence[Array]) -> _Size:
         shapes = tuple([array.shape for array in inputs])
@@ -198,6 +212,14 @@ class CudaRuns:
             self._current = shapes
 
     def _run(self, size: _Size, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+        try:
+            self._enqueue_all(size, inputs, outputs)
+            self.device_ns = self.device.wait()
+        except Exception as error:
+            check_device(error, self.device.synchronize)
+            raise
+
+    def _enqueue_all(self, size: _Size, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
         device, addresses = self.device, self._addresses
         for name, array in zip(self.inputs, inputs, strict=True):
             device.copy_in(addresses[name], array)
@@ -209,7 +231,6 @@ class CudaRuns:
         device.mark(1)
         for name, array in zip(self.outputs, outputs, strict=True):
             device.copy_out(array, addresses[name])
-        self.device_ns = device.wait()
 
     def _start(self, size: _Size, shapes: tuple[Shape, ...]) -> None:
         """A run without a graph, or (the second of its size) the first with one."""

@@ -13,6 +13,7 @@ import torch
 
 from efserve.engines.base import Remark, Source
 from efserve.engines.cuda_pins import Pins
+from efserve.engines.device_lost import check_device
 from efserve.errors import ConfigError, InferenceFailed, LoadFailed
 from efserve.model_config import ModelConfig
 from efserve.tensors import Array, Shape, TensorSpec
@@ -89,6 +90,10 @@ class Stage(Protocol):
         """Wait for all of it; nanoseconds between the notes."""
         ...
 
+    def synchronize(self) -> None:
+        """Wait for everything on the device; RuntimeError where it is lost to this process."""
+        ...
+
     def capture(self, work: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
         """A call that repeats the work on the same memory, and the outputs it writes; RuntimeError where impossible."""
         ...
@@ -133,8 +138,15 @@ class CudaTorchEngine:
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Run the module; outputs are new arrays."""
-        answers = self._run(self._hosts(inputs, self.config.inputs))
-        self.device_ns = self.stage.wait()
+        if self.pins is not None:
+            self.pins.ensure(inputs)
+        hosts = self._hosts(inputs, self.config.inputs)
+        try:
+            answers = self._run(hosts)
+            self.device_ns = self.stage.wait()
+        except Exception as error:
+            check_device(error, self.stage.synchronize)
+            raise
         return [_array(tensor) for tensor in answers]
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object] | None:
@@ -144,14 +156,12 @@ class CudaTorchEngine:
         sources, targets = self._hosts(inputs, self.config.inputs), self._hosts(outputs, self.config.outputs)
 
         def run() -> None:
-            answers = self._run(sources)
-            for spec, target, answer in zip(self.config.outputs, targets, answers, strict=True):
-                if answer.shape != target.shape:
-                    raise InferenceFailed(
-                        f"output '{spec.name}' has shape {list(answer.shape)}, the config says {list(target.shape)}"
-                    )
-                target.copy_(answer, non_blocking=True)
-            self.device_ns = self.stage.wait()
+            try:
+                self._copy_out(self._run(sources), targets)
+                self.device_ns = self.stage.wait()
+            except Exception as error:
+                check_device(error, self.stage.synchronize)
+                raise
 
         return run
 
@@ -182,6 +192,14 @@ class CudaTorchEngine:
                 answers = self._start(size)
             self.stage.end()
             return answers
+
+    def _copy_out(self, answers: Tensors, targets: Tensors) -> None:
+        for spec, target, answer in zip(self.config.outputs, targets, answers, strict=True):
+            if answer.shape != target.shape:
+                raise InferenceFailed(
+                    f"output '{spec.name}' has shape {list(answer.shape)}, the config says {list(target.shape)}"
+                )
+            target.copy_(answer, non_blocking=True)
 
     def _size(self, sources: Tensors) -> _Size:
         shapes = tuple([tuple(source.shape) for source in sources])

@@ -39,6 +39,10 @@ class CudaStage:
         self._stream.synchronize()
         return int(1e6 * self._marks[0].elapsed_time(self._marks[1]))
 
+    def synchronize(self) -> None:
+        """Wait for everything on the device; RuntimeError where it is lost."""
+        torch.cuda.synchronize(self.device)
+
     def capture(self, work: Callable[[], Sequence[torch.Tensor]]) -> tuple[Callable[[], None], Sequence[torch.Tensor]]:
         """A graph of the work, and its outputs."""
         graph = torch.cuda.CUDAGraph()

@@ -49,13 +49,9 @@ class Shelf:
     def find(self) -> Path | None:
         """The folder of a form of these files that is as it was written; None: there is none."""
         for place in _places(self._folder):
-            if not place.is_dir():
-                continue
-            found = place / f"{self._prefix}{_content(self._folder, place)}"
-            if found.is_dir():
-                if _is_intact(found):
+            with suppress(OSError):  # a place that is not ours to look into has none
+                if (found := self._find_in(place)) is not None:
                     return found
-                self.drop(found)
         return None
 
     def make(self, write: Callable[[Path], object]) -> Path | None:
@@ -75,6 +71,17 @@ class Shelf:
     def drop(self, form: Path) -> None:
         """Remove a form that turned out to be of no use."""
         shutil.rmtree(form, ignore_errors=True)
+
+    def _find_in(self, place: Path) -> Path | None:
+        if not place.is_dir():
+            return None
+        found = place / f"{self._prefix}{_content(self._folder, place)}"
+        if not found.is_dir():
+            return None
+        if _is_intact(found):
+            return found
+        self.drop(found)
+        return None
 
     def _make_in(self, place: Path, facts: _Facts, write: Callable[[Path], object]) -> Path | None:
         place.mkdir(parents=True, exist_ok=True)

@@ -8,21 +8,25 @@ same binding has onnxruntime copy between that memory, page-locked, and the devi
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from efserve.config import kept_forms
 from efserve.engines import onnx_providers as providers
 from efserve.engines.base import Remark, Source
-from efserve.engines.cuda_driver import load_driver
+from efserve.engines.cuda_driver import CudaDriver, load_driver
 from efserve.engines.cuda_pins import Pins
+from efserve.engines.device_lost import check_device
 from efserve.engines.onnx_kept import disabled_optimizers, kept_session
 from efserve.engines.shape_ranges import shape_ranges
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.model_config import FileSignature, ModelConfig
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec
+
+Result = TypeVar("Result")
 
 _CAN_TELL = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
 _ERRORS_ONLY = 3
@@ -59,11 +63,12 @@ class OnnxEngine:
         config: ModelConfig,
         signature: FileSignature,
         remarks: Sequence[Remark] = (),
-        pins: Pins | None = None,
+        driver: CudaDriver | None = None,
     ) -> None:
         self.config = config
         self._remarks = remarks
-        self._pins = pins
+        self._driver = driver  # on a GPU
+        self._pins = Pins(driver) if driver is not None else None
         self.version = f"onnxruntime {onnxruntime.__version__}"
         self._session = session
         self._input_names = [spec.name for spec in config.inputs]
@@ -82,6 +87,11 @@ class OnnxEngine:
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Run the session; outputs are new arrays."""
+        if self._driver is None:
+            return self._infer(inputs)
+        return self._checked(partial(self._infer, inputs), self._driver)
+
+    def _infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         if self._needs_pointers:
             return self._infer_by_pointers(inputs)
         feed = dict(zip(self._input_names, inputs, strict=True))
@@ -99,13 +109,22 @@ class OnnxEngine:
         binding = self._bound_inputs(inputs)
         for spec, array in zip(self.config.outputs, outputs, strict=True):
             binding.bind_output(spec.name, "cpu", 0, _ELEMENT_TYPES[spec.datatype], array.shape, array.ctypes.data)
-        return partial(self._session.run_with_iobinding, binding)
+        run = partial(self._session.run_with_iobinding, binding)
+        return run if self._driver is None else partial(self._checked, run, self._driver)
 
     def close(self) -> None:
         """End the session."""
         del self._session
         if self._pins is not None:
             self._pins.release()
+
+    def _checked(self, run: Callable[[], Result], driver: CudaDriver) -> Result:
+        """A run on a GPU; DeviceLost where it takes the GPU with it."""
+        try:
+            return run()
+        except Exception as error:
+            check_device(error, driver.synchronize)
+            raise
 
     def _bound_inputs(self, inputs: Sequence[Array]) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
@@ -135,8 +154,8 @@ def load(source: Source) -> OnnxEngine:
     outputs = [node for node in session.get_outputs() if not stated or node.name in stated or node.type in _DATATYPES]
     signature = FileSignature(_specs(session.get_inputs(), "input"), _specs(outputs, "output"))
     remarks = (providers.remark(nodes, names, onnxruntime.__version__),)
-    pins = Pins(load_driver()) if source.partition.is_gpu else None
-    return OnnxEngine(session, source.settle(signature), signature, remarks, pins)
+    driver = load_driver() if source.partition.is_gpu else None
+    return OnnxEngine(session, source.settle(signature), signature, remarks, driver)
 
 
 def _open(source: Source, names: Sequence[str]) -> onnxruntime.InferenceSession:
@@ -169,9 +188,11 @@ def _options(source: Source) -> onnxruntime.SessionOptions:
 def _with_options(names: Sequence[str], source: Source) -> providers.Providers:
     config = source.config
     ranges = shape_ranges(config) if providers.TENSORRT in names and config.inputs else ()
-    return providers.with_options(
-        names, source.partition, ranges, config.parameters.get("precision", ""), source.folder
-    )
+    precision = config.parameters.get("precision", "")
+    cache = kept_forms().user_folder / "onnxruntime-tensorrt"  # not beside the model: what is found there is run
+    if providers.TENSORRT in names:
+        cache.mkdir(parents=True, exist_ok=True)
+    return providers.with_options(names, source.partition, ranges, precision, cache)
 
 
 def _specs(nodes: Sequence[onnxruntime.NodeArg], kind: str) -> tuple[TensorSpec, ...]:

@@ -53,7 +53,12 @@ def with_options(
 ) -> Providers:
     """The providers as a session takes them; the process sees one GPU, so it is device 0."""
     options: dict[str, dict[str, str]] = {
-        CUDA: {"device_id": "0", "arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "EXHAUSTIVE"},
+        CUDA: {
+            "device_id": "0",
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "EXHAUSTIVE",
+            "use_tf32": "0",  # fp32 shall be fp32
+        },
         TENSORRT: {
             "device_id": "0",
             "trt_engine_cache_enable": "True",
@@ -127,7 +132,8 @@ def remark(nodes: Sequence[Assigned] | None, names: Sequence[str], version: str)
         + (f" ({_listed(node.operator for node in fallen)})" if provider == CPU and fallen else "")
         for provider, count in counts.most_common()
     ]
-    return Remark("; ".join(parts) if parts else "the graph has no nodes", is_warning=bool(fallen))
+    text = "; ".join(parts) or f"onnxruntime {version} tells of no node which provider runs it"
+    return Remark(text, is_warning=bool(fallen))
 
 
 def refuse_cpu(nodes: Sequence[Assigned] | None, names: Sequence[str]) -> None:

@@ -38,7 +38,7 @@ _DATATYPES = {  # OpenVINO's name of a type -> v2 datatype
     "f64": "FP64",
 }
 _TYPES = {datatype: getattr(ov.Type, name) for name, datatype in _DATATYPES.items()}
-_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # int8 is in the file; the rest of it runs in fp32
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f32", "int8": "f32"}  # fp16 and int8 are in the file itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class OpenVinoEngine:
     warmup_runs = 2
 
     def __init__(
-        self, compiled: "_Compiled", config: ModelConfig, signature: FileSignature, remarks: Sequence[Remark]
+        self, compiled: _Compiled, config: ModelConfig, signature: FileSignature, remarks: Sequence[Remark]
     ) -> None:
         self.config = config
         self.version = f"openvino {ov.__version__.partition('-')[0]}"

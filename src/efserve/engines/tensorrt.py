@@ -57,7 +57,7 @@ class TensorRtEngine:
         return (*self._remarks, *self._runs.remarks())
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
-        """Run the plan; outputs are new page-locked arrays."""
+        """Run the plan; outputs are new arrays."""
         return self._runs.infer(inputs)
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object] | None:
@@ -80,10 +80,10 @@ def load(source: Source) -> TensorRtEngine:
     driver: CudaDriver | None = None
     with suppress(OSError):
         driver = load_driver()
-    device = PycudaDevice(driver)
+    device = PycudaDevice(driver, keeps_context=source.partition.means == "green")
     library = TensorRt(tensorrt)
     machine = Machine(device.name, device.compute_capability, library.version)
-    path = source.file("model.onnx")
+    path = source.file("model.onnx", ".plan")
     if path.suffix == ".onnx":
         plan, config, remark = _from_onnx(source, path, library, machine)
     else:
@@ -92,7 +92,6 @@ def load(source: Source) -> TensorRtEngine:
             raise LoadFailed(cannot_load(path, machine, library.said))
         plan, remark = named, Remark(f"runs the plan {path.name}, which its config names")
         config = source.settle(FileSignature(plan.inputs, plan.outputs))
-    check_datatypes([spec.datatype for spec in (*config.inputs, *config.outputs)])
     inputs, outputs = (tuple(spec.name for spec in specs) for specs in (config.inputs, config.outputs))
     runs = CudaRuns(device, plan, inputs, outputs, Pins(driver) if driver is not None else None)
     runs.prepare()
@@ -103,9 +102,10 @@ def _from_onnx(
     source: Source, path: Path, library: TensorRt, machine: Machine
 ) -> tuple[LoadedPlan, ModelConfig, Remark]:
     config = source.settle(_signature(source.config, path))
+    check_datatypes([spec.datatype for spec in (*config.inputs, *config.outputs)])
     build = Build(machine, precision_of(config), files_sha256(path), shape_ranges(config))
     cache = _cache(source.folder)
-    data = cache.find(build)
+    data = cache.find(build) if cache else None
     remark = Remark(f"runs an {build.precision} plan that was kept from an earlier start")
     if data is None:
         source.settle(read_signature(path))  # a contradiction is better told before a build of minutes
@@ -117,9 +117,11 @@ def _from_onnx(
     return plan, config, remark
 
 
-def _cache(version_folder: Path) -> PlanCache:
-    """The plans beside the model, or in the user's own folder where that cannot be written or is so wished."""
+def _cache(version_folder: Path) -> PlanCache | None:
+    """Plans beside the model, or elsewhere where that cannot be written or is so wished; None: none is to be kept."""
     policy = kept_forms()
+    if policy.is_off:
+        return None
     place = policy.folder or (None if os.access(version_folder, os.W_OK) else policy.user_folder)
     name = hashlib.sha256(str(version_folder.resolve()).encode()).hexdigest()[:32]
     return PlanCache(place / name if place else version_folder / FOLDER, read_secret(policy.user_folder))
@@ -136,13 +138,18 @@ def _signature(config: ModelConfig, path: Path) -> FileSignature:
     return FileSignature(inputs, outputs)
 
 
-def _build(source: Source, path: Path, library: TensorRt, build: Build, cache: PlanCache) -> tuple[bytes, Remark]:
+def _build(
+    source: Source, path: Path, library: TensorRt, build: Build, cache: PlanCache | None
+) -> tuple[bytes, Remark]:
     """The plan, built here and kept, or built by another worker in the meantime."""
+    if cache is None:
+        data, _ = _compiled(source, path, library, build, b"")
+        return data, Remark(f"runs an {build.precision} plan that was built now and is not kept: EFSERVE_CACHE is off")
     try:
         with cache.building(build, _BUILD_DEADLINE_S, source.on_progress):
-            data = cache.find(build)
-            if data is not None:
-                return data, Remark(f"runs an {build.precision} plan that another worker has just built")
+            found = cache.find(build)
+            if found is not None:
+                return found, Remark(f"runs an {build.precision} plan that another worker has just built")
             data, timings = _compiled(source, path, library, build, cache.timings(build))
             cache.store(build, data)
             cache.store_timings(build, timings)

@@ -146,16 +146,16 @@ async def prepared(config: BenchConfig, observer: Observer, stop: asyncio.Event)
     async with contextlib.AsyncExitStack() as stack:
         children: Sequence[Child] = ()
         if config.processes > 1:
-            children = await _unless_stopped(stack.enter_async_context(crew(config.processes)), stop)
+            children = await unless_stopped(stack.enter_async_context(crew(config.processes)), stop)
         server: EmbeddedServer | None = None
         if not config.url:
             models = tuple(dict.fromkeys(mix.models)) if all(mix.models) else ()
             grpc = config.protocol == "grpc"
             start = stack.enter_async_context(embedded_server(config.server_options(), models, grpc=grpc))
-            server = await _unless_stopped(start, stop)
+            server = await unless_stopped(start, stop)
         url = (server.grpc_url if config.protocol == "grpc" else server.url) if server else config.url
         client = v2_server(url, min(CONTROL_DEADLINE_S, config.timeout_s), config.trust)
-        target, found, mix = await _unless_stopped(_find(config, mix, client, server, stack), stop)
+        target, found, mix = await unless_stopped(_find(config, mix, client, server, stack), stop)
         bench = Bench(config, server, target, found, mix, children, observer, stop)
         metrics_url, first = server.metrics_url if server else "", found[0].info.name
         page = await metrics_page(config.metrics_url, metrics_url, client.host, first)
@@ -196,7 +196,7 @@ def _of_share(config: BenchConfig, share: Share) -> BenchConfig:
     )
 
 
-async def _unless_stopped(work: Awaitable[_Result], stop: asyncio.Event) -> _Result:
+async def unless_stopped(work: Awaitable[_Result], stop: asyncio.Event) -> _Result:
     """The result of `work`, unless `stop` comes first."""
     task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
     try:

@@ -11,7 +11,7 @@ from efserve.stats import STABLE_WINDOWS
 
 DEFAULT_WINDOW_MS = 1000
 DEFAULT_CONCURRENCY = "1:10"
-_MODES = ("concurrency", "request_rate", "schedule", "clients", "workload", "max_rate_under_slo")  # one of them
+_MODES = ("concurrency", "request_rate", "schedule", "clients", "workload", "max_rate_under_slo", "cold")  # one of them
 _SERVER_OPTIONS = ("model_repository", "engine", "instances", "threads", "max_batch", "queue_delay_us")
 _OPEN = ("request_rate", "workload", "max_rate_under_slo")
 # Option -> the loads that it is for.
@@ -43,6 +43,7 @@ class BenchConfig:
     processes: int = 1
     latency_threshold: float | None = None  # ms
     search: str = "binary"  # or linear
+    cold: int | None = None  # starts of the embedded server, instead of a load
     max_rate_under_slo: float | None = None  # ms
     goodput: tuple[str, ...] = ()  # MODEL=MS, or MS
     model: str = ""  # empty: the only or first model
@@ -137,6 +138,8 @@ class BenchConfig:
         if self.url and given:
             option = _option(next(iter(given)))
             raise UsageError(f"{option} is for the embedded server, which --url replaces; give only one of the two")
+        if self.url and self.cold:
+            raise UsageError("--cold starts servers of its own, which --url replaces; give only one of the two")
         if self.url and self.protocol:
             raise UsageError(f"--protocol {self.protocol} is for the embedded server; the scheme of --url says which")
         if self.tensor_format == "json" and (is_grpc(self.url) or self.protocol == "grpc"):

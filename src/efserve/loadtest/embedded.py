@@ -18,10 +18,21 @@ LOOK_S = 0.02  # how often to look for the ready file
 STDERR_TAIL_BYTES = 4000
 
 
+class WorkerStart(msgspec.Struct):
+    """How long a worker took to be ready, and for what."""
+
+    start_s: float  # from the start of its process
+    import_s: float
+    load_s: float  # the import included
+    warmup_s: float
+
+
 class _Model(msgspec.Struct):
     name: str
     state: str = "READY"
     reason: str = ""
+    engine: str = ""
+    starts: tuple[WorkerStart, ...] = ()
 
 
 class _Ready(msgspec.Struct):
@@ -31,6 +42,8 @@ class _Ready(msgspec.Struct):
     models: list[_Model]
     grpc: str = ""
     metrics: str = ""
+    models_at_s: float = 0.0  # by the monotonic clock: models began to load
+    ready_at_s: float = 0.0  # the last of them was ready, or had failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,9 @@ class EmbeddedServer:
     process: asyncio.subprocess.Process
     printed: Path  # its stdout and stderr
     metrics_url: str
+    models: tuple[_Model, ...] = ()
+    models_at_s: float = 0.0
+    ready_at_s: float = 0.0
 
     def check_alive(self) -> None:
         """Raises MeasurementFailed, with the server's last words, when it has ended."""
@@ -73,7 +89,17 @@ async def embedded_server(
             status = await _status(process, ready, printed)
             unready = {model.name: _first_line(model) for model in status.models if model.state != "READY"}
             grpc_url = f"grpc://{status.grpc}" if status.grpc else ""
-            yield EmbeddedServer(status.http, grpc_url, unready, process, printed, status.metrics)
+            yield EmbeddedServer(
+                status.http,
+                grpc_url,
+                unready,
+                process,
+                printed,
+                status.metrics,
+                tuple(status.models),
+                status.models_at_s,
+                status.ready_at_s,
+            )
         finally:
             await _stop(process)
 

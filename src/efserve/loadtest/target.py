@@ -67,8 +67,8 @@ async def find_model(
     """
     if config.model in unready:
         raise MeasurementFailed(f"model '{config.model}' did not start: {unready[config.model]}")
-    info = await client.model(config.model or await _default_model(client, unready), config.model_version)
-    arrays = _requests(config, info)
+    info = await client.model(config.model or await default_model(client, unready), config.model_version)
+    arrays = requests_of(config, info)
     binary = server.binary if config.tensor_format == "auto" else config.tensor_format == "binary"
     answer = await client.infer(info, arrays[0], binary=binary)
     skip = 1 if info.batches else 0
@@ -99,7 +99,8 @@ async def find_model(
     )
 
 
-async def _default_model(client: V2Server, unready: Mapping[str, str]) -> str:
+async def default_model(client: V2Server, unready: Mapping[str, str]) -> str:
+    """The first model that is ready; raises UsageError where the server does not list them, MeasurementFailed."""
     names = await client.ready_models()
     if names is None:
         raise UsageError(f"{client.url} does not list its models: name one with --model")
@@ -109,7 +110,8 @@ async def _default_model(client: V2Server, unready: Mapping[str, str]) -> str:
     return names[0]
 
 
-def _requests(config: BenchConfig, model: ModelInfo) -> list[tuple[Array, ...]]:
+def requests_of(config: BenchConfig, model: ModelInfo) -> list[tuple[Array, ...]]:
+    """The inputs of each request, as the options ask for them; raises UsageError."""
     shapes = parse_shapes(config.shape)
     if config.input not in ("random", "zero"):
         read = from_folder if Path(config.input).is_dir() else from_file

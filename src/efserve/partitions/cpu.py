@@ -26,7 +26,7 @@ def environment(partition: Partition, *, spin: bool = False) -> dict[str, str]:
 def enter(partition: Partition) -> None:
     """Pin this process to the partition's cores (to none where it lists none); LoadFailed where that is impossible.
 
-    To be called before any library starts its threads, which inherit the affinity.
+    Threads that start later inherit the affinity. numpy's have started with its import, so each thread is pinned.
     """
     if not partition.cores:
         return
@@ -36,7 +36,8 @@ def enter(partition: Partition) -> None:
         "the cores empty"
     )
     try:
-        os.sched_setaffinity(0, wanted)
+        for thread in _threads():
+            os.sched_setaffinity(thread, wanted)
     except (OSError, ValueError) as error:
         raise LoadFailed(refusal) from error
     if os.sched_getaffinity(0) != wanted:  # the kernel drops cores that do not exist without a word
@@ -47,13 +48,17 @@ def obtained() -> Obtained:
     """What this process has got, read back from the kernel for all its threads."""
     cores: set[int] = set()
     threads = 0
-    for task in Path("/proc/self/task").iterdir():
+    for thread in _threads():
         try:
-            cores |= os.sched_getaffinity(int(task.name))
+            cores |= os.sched_getaffinity(thread)
         except ProcessLookupError:  # a thread that has just ended
             continue
         threads += 1
     return Obtained(cores=tuple(sorted(cores)), threads=threads)
+
+
+def _threads() -> list[int]:
+    return [int(task.name) for task in Path("/proc/self/task").iterdir()]
 
 
 def _listed(cores: set[int]) -> str:

@@ -225,10 +225,9 @@ class MpsDaemons:
             return not lease.give_back() or await self._undo(unit)
 
     async def stop(self, only: Collection[str] | None = None) -> tuple[tuple[str, ...], bool]:
-        """Ends every daemon here, restores every compute mode; answers the units that ended, and whether all is done.
+        """Ends every daemon here, or `only` those of some GPUs, and restores compute modes, also what a crash has left.
 
-        `only`: those of these GPUs.
-        What a killed process has left of either is undone as well.
+        Answers the units that ended, and whether all is done.
         """
         if not await asyncio.to_thread(self.directory.path.is_dir):
             return (), True

@@ -2,13 +2,22 @@
 
 from dataclasses import dataclass
 
-from efserve.devices.cpu import available_cores, cpu_model, cpu_slug, host_cpu
 from efserve.errors import ServerError, UsageError
 from efserve.pairs import pairs_path
 from efserve.planning.check import check
+from efserve.planning.here import Kind, kinds_here
 from efserve.planning.interference import Interference, read_interference, slowed
 from efserve.planning.options import PlanConfig
-from efserve.planning.plan import Capacity, Demand, Device, Plan, Problem, plan_json, read_plan
+from efserve.planning.plan import (
+    Capacity,
+    Demand,
+    Device,
+    Plan,
+    Problem,
+    engine_and_precision,
+    plan_json,
+    read_plan,
+)
 from efserve.planning.policies import make_plan
 from efserve.planning.tables import kinds, read_capacities
 from efserve.planning.workload import merged, read_workload
@@ -45,16 +54,19 @@ def _interference(config: PlanConfig, kind: str) -> Interference | None:
 
 
 def _planned(config: PlanConfig) -> PlanResult:
-    count, kind = config.devices
-    here = cpu_slug(cpu_model(), len(available_cores()))
-    count, kind = count or 1, kind or _kind_here(config, here)
-    memory_mb = config.memory_mb or (_memory_here_mb() if kind == here else 0.0)
-    capacities = read_capacities(config.profiles, kind)
+    devices = _devices(config)
+    kind = devices[0].kind
+    allowed = ("", *config.precision)
+    capacities = tuple(
+        capacity
+        for capacity in read_capacities(config.profiles, kind)
+        if engine_and_precision(capacity.engine)[1] in allowed
+    )
     interference = _interference(config, kind)
     problem = Problem(
         demands=_demands(config, capacities),
         capacities=slowed(capacities, interference) if interference else capacities,
-        devices=tuple(Device(f"{kind}-{at}", kind, memory_mb) for at in range(count)),
+        devices=devices,
         max_partitions=config.max_partitions,
         headroom_pct=config.headroom_pct,
         objective=config.objective,
@@ -84,20 +96,23 @@ def _demands(config: PlanConfig, capacities: tuple[Capacity, ...]) -> tuple[Dema
     return merged(demands)
 
 
-def _memory_here_mb() -> float:
-    """The memory of this machine that its processes may use."""
-    host = host_cpu()
-    return min(host.memory_total_bytes, host.cgroup.memory_limit_bytes or host.memory_total_bytes) / 1e6
+def _devices(config: PlanConfig) -> tuple[Device, ...]:
+    """Those asked for; else this machine's, of the first kind that has profiles; else one of the only kind that has.
 
-
-def _kind_here(config: PlanConfig, here: str) -> str:
-    """The kind of this machine's device where it has profiles, else the only kind that has."""
-    known = kinds(config.profiles)
-    if here in known:
-        return here
-    if len(known) != 1:
-        there = ", ".join(known) or f"none in {config.profiles}; `efserve profile --grid` makes them"
-        raise UsageError(
-            f"no profiles of this machine's {here}; give --devices COUNTxNAME, where profiles are of: {there}"
-        )
-    return known[0]
+    Memory that is not given is that of this machine's devices of the kind.
+    """
+    count, name = config.devices
+    here = {kind.name: kind for kind in kinds_here()}
+    if not name:
+        known = kinds(config.profiles)
+        name = next((kind for kind in here if kind in known), "")
+        if not name and len(known) != 1:
+            there = ", ".join(known) or f"none in {config.profiles}; `efserve profile --grid` makes them"
+            raise UsageError(
+                f"no profiles of this machine's {' or '.join(here)}; give --devices COUNTxNAME, where profiles are "
+                f"of: {there}"
+            )
+        name = name or known[0]
+    kind = here.get(name, Kind(name, 1, 0.0))
+    memory_mb = config.memory_mb or kind.memory_mb
+    return tuple(Device(f"{name}-{at}", name, memory_mb) for at in range(count or kind.count))

@@ -112,7 +112,6 @@ def assemble(problem: Problem, policy: str, shelves: Sequence[Shelf]) -> Plan:
                     latency_ms=part.point.latency_ms,
                     worst_ms=recipe.cycle_ms + part.point.latency_ms,
                     row_ms=row_ms(problem, part),
-                    memory_mb=part.point.memory_mb,
                 )
                 for part in recipe.parts
             )

@@ -17,6 +17,15 @@ MEMORY_LIMIT_PCT = 90.0  # of a device's memory may be planned
 MAX_TENANTS = 3  # models that share one partition in time, but for the policy `temporal`
 
 
+def engine_and_precision(engine: str) -> tuple[str, str]:
+    """`onnx:int8`, an engine as plans name it, in its parts; no precision where the model's own file runs.
+
+    With a precision it is the model called `<name>_<precision>` that runs, in the place of the one that is asked for.
+    """
+    name, _, precision = engine.partition(":")
+    return name, precision
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What one model must carry."""
@@ -66,7 +75,7 @@ class Device:
 class Tenant:
     """One model on a partition. `rate_per_s` is its part of the model's rate, `worst_ms` its worst latency.
 
-    The last two are for the server: how long a batch of one takes (0: not known), and the memory of all its processes.
+    `row_ms` is how long a batch of one takes; 0: not known.
     """
 
     model: str
@@ -78,7 +87,6 @@ class Tenant:
     latency_ms: float
     worst_ms: float
     row_ms: float = 0.0
-    memory_mb: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

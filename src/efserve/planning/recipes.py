@@ -137,7 +137,8 @@ def choices(problem: Problem) -> list[tuple[Demand, list[Recipe]]]:
     )
     if needed > len(problem.devices) + 0.001:
         there = len(problem.devices)
-        reason = f"the rates fill {needed:.2f} devices even at the best throughput per share; {there} are there"
+        verb = "is" if there == 1 else "are"
+        reason = f"the rates fill {needed:.2f} devices even at the best throughput per share; {there} {verb} there"
         raise NoPlan([Shortfall(demand.model, reason) for demand, _ in found])
     return found
 

@@ -57,9 +57,9 @@ def shelves(problem: Problem) -> list[Shelf]:
     needed = [*full, *(node.recipe for node in nodes)]
     if len(needed) > len(problem.devices):
         late = {part.model: len(needed) for recipe in needed[len(problem.devices) :] for part in recipe.parts}
-        raise NoPlan(
-            [Shortfall(m, f"whole devices: {n} are needed, {len(problem.devices)} are there") for m, n in late.items()]
-        )
+        there = len(problem.devices)
+        verb = "is" if there == 1 else "are"
+        raise NoPlan([Shortfall(m, f"whole devices: {n} are needed, {there} {verb} there") for m, n in late.items()])
     return [_whole(problem, recipe) for recipe in needed]
 
 

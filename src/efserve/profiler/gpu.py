@@ -13,7 +13,7 @@ from typing import Any
 
 from efserve.config import mps_run_directory
 from efserve.devices import gpm
-from efserve.devices.gpu import Gpu, GpuFacts, GpuReading, MigSlice, find_gpu, gpu_facts, gpu_reading
+from efserve.devices.gpu import Gpu, GpuFacts, GpuReading, MigSlice, find_gpu, gpu_facts, gpu_reading, gpu_slug
 from efserve.devices.nvml import Nvml, nvml
 from efserve.errors import MpsFailed, UsageError
 from efserve.partition import Partition
@@ -25,7 +25,7 @@ from efserve.partitions.nvidia_programs import NvidiaPrograms
 from efserve.placing import equip
 from efserve.profiler.gauges import Gauge, Look
 from efserve.profiler.options import ProfileConfig
-from efserve.profiler.shares import DeviceFacts, Share, slug_of
+from efserve.profiler.shares import DeviceFacts, Share
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def gpu_device(wanted: str, cores: tuple[int, ...], library: Nvml | None = None)
         raise UsageError(f"--device {wanted}: {facts.problem or 'the driver has no GPU'}; --device cpu runs here")
     found = find_gpu(re.sub(r"^gpu(?=\d)", "", wanted), facts.gpus)
     device_facts = DeviceFacts(
-        slug=slug_of(found.name),
+        slug=gpu_slug(found.name),
         cores=cores,
         threads=f"up to {MAX_THREADS} on the host",
         means="whole device",

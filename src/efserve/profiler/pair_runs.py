@@ -14,9 +14,10 @@ from pathlib import Path
 from efserve import __version__
 from efserve.errors import EfserveError, InferenceFailed, MeasurementFailed, UsageError
 from efserve.inference import InferRequest
-from efserve.pairs import MeasuredPair, PairFacts, PairModel, Pairs, PairsFile, pairs_path
+from efserve.pairs import Load, MeasuredPair, PairFacts, PairModel, Pairs, PairsFile, pairs_path
 from efserve.profiler import pairing, sampling
 from efserve.profiler.devices import able_to_share, device_for
+from efserve.profiler.gauges import Gauge
 from efserve.profiler.options import DEFAULT_MAX_BATCH, ProfileConfig
 from efserve.profiler.pairing import Round, Slowdown, Stretch
 from efserve.profiler.progress import Progress
@@ -52,6 +53,8 @@ class _Side:
     worker: Worker
     facts: WorkerFacts
     feeder: Feeder
+    inputs: dict[str, str]
+    gauge: Gauge
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,22 @@ class _Point:
         mine, yours = self.side, other.side
         return (_name(mine.target), mine.share.pct, self.batch, _name(yours.target), yours.share.pct, other.batch)
 
-    async def run(self, time_s: float, partner: Feeder | None = None) -> tuple[list[Batch], float]:
+    async def run_alone(self, time_s: float) -> Stretch:
+        """Keep the worker busy while the other is idle."""
+        side = self.side
+        side.gauge.look(side.worker.pid)
+        batches, cpu_ms = await self.run(time_s)
+        return pairing.stretch(batches, cpu_ms, side.gauge.look(side.worker.pid).dram_util_pct)
+
+    async def run(self, time_s: float, partner: Feeder | None = None) -> tuple[list[Batch], float | None]:
         """Keep the worker busy for so long, with one batch running and one waiting; also the processor ms of each."""
         side = self.side
         before_s = sampling.processor_s(side.worker.pid)
         batches = await side.feeder.feed(side.worker, self.request, 2, PHASE_REPETITIONS, time_s, partner)
-        return batches, 1000 * (sampling.processor_s(side.worker.pid) - before_s) / len(batches)
+        after_s = sampling.processor_s(side.worker.pid)
+        if before_s is None or after_s is None or side.share.partition.is_gpu:
+            return batches, None
+        return batches, 1000 * (after_s - before_s) / len(batches)
 
 
 def run(config: ProfileConfig, on_progress: Callable[[Progress], None]) -> PairsResult:
@@ -198,11 +211,12 @@ class _Run:
         spec = worker_spec(target, share, self._batches(target)[-1])
         try:
             worker, facts, feeder = await stack.enter_async_context(started(spec))
+            inputs = inputs_text(facts, self._config)
         except EfserveError as error:
             self._broken.add(_name(target))
             self._fail(f"{target.name}: {one_line(str(error))}")
             return None
-        return _Side(target, share, worker, facts, feeder)
+        return _Side(target, share, worker, facts, feeder, inputs, self._device.gauge(share))
 
     def _missing(self, first: _Side, second: _Side) -> Iterator[tuple[_Point, _Point]]:
         alike = first.target is second.target and first.share.pct == second.share.pct
@@ -231,6 +245,8 @@ class _Run:
             others.append(yours)
         ended = [CpuTimes.now(point.side.worker.pid, cores) for point in (one, other)]
         foreign_s = ended[0].others_s - began[0].others_s - (ended[1].worker_s - began[1].worker_s)
+        self._note_load(one.side, ones)
+        self._note_load(other.side, others)
         others_pct = round(100 * max(0.0, foreign_s) / (ended[0].at_s - began[0].at_s) / len(cores), 1)
         if one.key(other) == other.key(one):
             self._file.add([_measured(one, other, pairing.summary([*ones, *others]), others_pct)])
@@ -242,6 +258,13 @@ class _Run:
             ]
         )
 
+    def _note_load(self, side: _Side, rounds: Sequence[Round]) -> None:
+        """Keep the greatest load of the model, over its batches and shares."""
+        assert self._file.content is not None
+        name, dram = _name(side.target), pairing.dram_load([one.alone for one in rounds], side.share.pct)
+        if dram > self._file.content.loads[name].dram:
+            self._file.set_load(name, Load(dram=dram))
+
     async def _round(self, one: _Point, other: _Point, *, backwards: bool) -> tuple[Round, Round]:
         """Each side alone and both together; every other round in the opposite order."""
         time_s = self._config.min_time_s / pairing.MIN_ROUNDS
@@ -250,15 +273,24 @@ class _Run:
         for phase in (None, other, one) if backwards else (one, other, None):
             with parent_on(self._parent_cores(one, other, phase)):
                 if phase is not None:
-                    alone.append(pairing.stretch(*await phase.run(time_s)))
+                    alone.append(await phase.run_alone(time_s))
                     continue
-                (first, first_ms), (second, second_ms) = await asyncio.gather(
-                    one.run(time_s, other.side.feeder), other.run(time_s, one.side.feeder)
-                )
-                first, second = pairing.side_by_side(first, second)
-                both = [pairing.stretch(first, first_ms), pairing.stretch(second, second_ms)]
+                both = await self._both(one, other, time_s)
         mine, yours = reversed(alone) if backwards else alone
         return Round(mine, both[0]), Round(yours, both[1])
+
+    async def _both(self, one: _Point, other: _Point, time_s: float) -> list[Stretch]:
+        """Both sides at the same time. Where one fails the other ends by itself, before the failure is raised."""
+        answers = await asyncio.gather(
+            one.run(time_s, other.side.feeder), other.run(time_s, one.side.feeder), return_exceptions=True
+        )
+        told: list[tuple[list[Batch], float | None]] = []
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+            told.append(answer)
+        ran = pairing.side_by_side(told[0][0], told[1][0])
+        return [pairing.stretch(batches, cpu_ms) for batches, (_, cpu_ms) in zip(ran, told, strict=True)]
 
     def _parent_cores(self, one: _Point, other: _Point, alone: _Point | None) -> tuple[int, ...]:
         """Where this process keeps: off both sides where cores are left, else on those of whom it feeds.
@@ -285,7 +317,7 @@ class _Run:
                     engine=side.target.model.engine,
                     engine_version=side.facts.engine_version,
                     model_sha256=sha256_of(side.target.file),
-                    inputs=inputs_text(side.facts, self._config),
+                    inputs=side.inputs,
                 )
                 for side in sides
             },
@@ -318,7 +350,6 @@ def _measured(mine: _Point, yours: _Point, found: Slowdown, others_pct: float) -
     figures = asdict(found) | {
         "alone_per_s": round(found.alone_per_s * mine.batch, 2),
         "beside_per_s": round(found.beside_per_s * mine.batch, 2),
-        "cpu_slowdown": None if mine.side.share.partition.is_gpu else found.cpu_slowdown,
     }
     return MeasuredPair(
         me=_name(mine.side.target),

@@ -23,7 +23,8 @@ class Stretch:
 
     batches_per_s: float
     spans_ms: tuple[float, ...]
-    cpu_ms: float  # processor time of a batch
+    cpu_ms: float | None  # processor time of a batch; None: not told
+    dram_pct: float | None = None  # used of the device memory's bandwidth; None: not told
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,9 @@ class Round:
         return self.alone.batches_per_s / self.beside.batches_per_s
 
     @property
-    def cpu_slowdown(self) -> float:
+    def cpu_slowdown(self) -> float | None:
         """The same in processor time, which does not run while another process has the core."""
-        return self.beside.cpu_ms / self.alone.cpu_ms
+        return self.beside.cpu_ms / self.alone.cpu_ms if self.beside.cpu_ms and self.alone.cpu_ms else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Slowdown:
     slowdown: float
     low: float
     high: float
-    cpu_slowdown: float
+    cpu_slowdown: float | None
     rounds: int
     alone_per_s: float
     beside_per_s: float
@@ -59,12 +60,12 @@ class Slowdown:
     beside_p99_ms: float
 
 
-def stretch(batches: Sequence[Batch], cpu_ms: float) -> Stretch:
+def stretch(batches: Sequence[Batch], cpu_ms: float | None, dram_pct: float | None = None) -> Stretch:
     """The stretch that these batches make, in the order they ended; MeasurementFailed for fewer than two."""
     if len(batches) < 2:
         raise MeasurementFailed("fewer than two batches ended while both models ran: give a longer --min-time")
     return Stretch(
-        rate_per_s([batch.output_ns for batch in batches]), tuple(batch.span_ms for batch in batches), cpu_ms
+        rate_per_s([batch.output_ns for batch in batches]), tuple(batch.span_ms for batch in batches), cpu_ms, dram_pct
     )
 
 
@@ -88,18 +89,28 @@ def are_enough(rounds: Sequence[Round]) -> bool:
 
 def summary(rounds: Sequence[Round]) -> Slowdown:
     """The median slowdown with its quartiles: what a disturbed round says hardly counts."""
+    in_cpu_time = [one.cpu_slowdown for one in rounds if one.cpu_slowdown is not None]
     low, middle, high = (float(value) for value in np.percentile([one.slowdown for one in rounds], (25, 50, 75)))
     return Slowdown(
         slowdown=round(middle, 4),
         low=round(low, 4),
         high=round(high, 4),
-        cpu_slowdown=round(statistics.median(one.cpu_slowdown for one in rounds), 4),
+        cpu_slowdown=round(statistics.median(in_cpu_time), 4) if in_cpu_time else None,
         rounds=len(rounds),
         alone_per_s=statistics.median(one.alone.batches_per_s for one in rounds),
         beside_per_s=statistics.median(one.beside.batches_per_s for one in rounds),
         alone_p99_ms=_p99_ms([one.alone for one in rounds]),
         beside_p99_ms=_p99_ms([one.beside for one in rounds]),
     )
+
+
+def dram_load(alone: Sequence[Stretch], share_pct: float) -> float:
+    """How much of the memory's bandwidth a model would use on the whole device, 0..1, by its use alone on a share.
+
+    0 where nothing tells.
+    """
+    told = [one.dram_pct for one in alone if one.dram_pct is not None]
+    return min(1.0, round(statistics.median(told) / share_pct, 4)) if told else 0.0
 
 
 def _p99_ms(stretches: Sequence[Stretch]) -> float:

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -120,7 +121,8 @@ class Feeder:
         done_before = -1
         while not over.done():
             if len(self._batches) == done_before:
-                raise MeasurementFailed(f"a batch has been running for {self._batch_deadline_s:g} s; gave up")
+                self._error = MeasurementFailed(f"a batch has been running for {self._batch_deadline_s:g} s; gave up")
+                raise self._error
             done_before = len(self._batches)
             await asyncio.wait({over}, timeout=self._batch_deadline_s)
 
@@ -249,13 +251,14 @@ def peak_memory_bytes(pid: int) -> int:
     raise MeasurementFailed(f"/proc/{pid}/status has no VmHWM: process {pid} has ended")
 
 
-def processor_s(pid: int) -> float:
-    """Processor time of all threads of a process, finer than clock ticks; MeasurementFailed when it is gone."""
-    try:
-        tasks = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    except OSError as exc:
-        raise MeasurementFailed(f"the worker, process {pid}, is gone") from exc
-    return sum(int(task.split()[0]) for task in tasks) / NS_PER_S
+def processor_s(pid: int) -> float | None:
+    """Processor time of all threads of a process, finer than clock ticks; None where the kernel does not tell."""
+    total_ns, found = 0, False
+    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError):  # a thread that has just ended
+            total_ns += int(task.read_text().split()[0])
+            found = True
+    return total_ns / NS_PER_S if found else None
 
 
 def input_shapes(config: ModelConfig, shape: dict[str, Shape]) -> dict[str, Shape]:

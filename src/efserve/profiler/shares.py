@@ -3,7 +3,6 @@
 Owns the CPU's side, where a share is a number of cores; `gpu.py` has that of a GPU. Reads the machine, runs nothing.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -88,11 +87,6 @@ class CpuDevice:
         total = len(self.facts.cores)
         partition = Partition(threads=len(cores), cores=cores)
         return Share(share_pct(len(cores), total), partition, f"{len(cores)} of {total} cores")
-
-
-def slug_of(name: str) -> str:
-    """Folder name for what belongs to a GPU: `nvidia-h200`."""
-    return "-".join(re.findall("[a-z0-9]+", name.lower())) or "gpu"
 
 
 def cpu_device(cpu_model: str) -> CpuDevice:

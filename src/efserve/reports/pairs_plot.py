@@ -1,5 +1,6 @@
 """Measured pairs as a picture: slowdowns of each model beside each other, a map for each share. Needs extra `plot`."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def plot_pairs(pairs: Pairs, path: Path) -> None:
     splits = sorted({(pair.my_pct, pair.your_pct) for pair in pairs.pairs})
     rows = _entries([(pair.me, pair.my_batch) for pair in pairs.pairs])
     columns = _entries([(pair.you, pair.your_batch) for pair in pairs.pairs])
-    across = min(3, len(splits))
+    across = math.ceil(math.sqrt(len(splits)))
     down = -(-len(splits) // across)
     side_in = max(2.6, 0.5 * max(len(rows), len(columns)))
     figure = Figure(figsize=(max(6.0, across * (side_in + 2.2)), down * (side_in + 0.9) + 0.6), layout="constrained")

@@ -6,7 +6,7 @@ A load starts new workers beside the old ones and switches when they are ready; 
 import asyncio
 import logging
 from collections.abc import Collection, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +15,7 @@ from efserve.devices.cpu import available_cores
 from efserve.errors import EfserveError, InvalidRequest, LoadFailed, Unavailable, UsageError
 from efserve.frontend.service import LoadOverrides
 from efserve.planning.plan import read_plan
-from efserve.repository import ModelFolder, ModelVersion, fingerprint, model_folders, read_labels, scan
+from efserve.repository import ModelFolder, fingerprint, model_folders, read_labels, scan
 from efserve.room import room_here
 from efserve.server.allotment import Allotment, Allotted, check_names
 from efserve.server.catalog import Catalog
@@ -273,18 +273,18 @@ class RepositoryControl:
     def _versions(self, folder: ModelFolder, allotted: Allotted) -> list[ServedVersion]:
         numbers = _check_versions(folder)
         labels = read_labels(folder.path, folder.config)
-        found = [allotted.of(self._resolved(folder, number, allotted)) for number in numbers]
+        planned = allotted.planned
+        if planned is not None:  # the latest version, which was profiled
+            planned = planned.with_files(folder, model_folders(self._options.model_repository))
+            first = next(iter(planned.files.values()))
+            config = replace(first.config, name=folder.name)
+            found = [replace(first, model=folder.name, version=str(numbers[-1]), config=config)]
+        else:
+            found = [folder.resolve(number, self._options.engine_for(folder, number)) for number in numbers]
         return [
-            ServedVersion(version, labels, self._options, allotted.partitions, self._shared, allotted.planned)
+            ServedVersion(allotted.of(version), labels, self._options, allotted.partitions, self._shared, planned)
             for version in found
         ]
-
-    def _resolved(self, folder: ModelFolder, number: int, allotted: Allotted) -> ModelVersion:
-        """A version with what runs it; where a plan names several engines, with the first of them."""
-        if allotted.planned is None:
-            return folder.resolve(number, self._options.engine_for(folder, number))
-        first, *_ = [folder.resolve(number, engine) for engine in allotted.planned.engines]  # each must have its file
-        return first
 
     async def _start(self, versions: Collection[ServedVersion]) -> None:
         # First, for a worker that misses its daemon runs without it and says nothing.

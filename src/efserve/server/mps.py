@@ -105,7 +105,9 @@ class MpsService:
         for unit in self._units.values():
             if unit.watch is not None:
                 unit.watch.cancel()
-                await asyncio.gather(unit.watch, return_exceptions=True)
+                (end,) = await asyncio.gather(unit.watch, return_exceptions=True)
+                if isinstance(end, Exception):
+                    log.error("the watch over MPS had ended early", exc_info=end)
         async with self._changing:
             self._unit_of.clear()
             while self._units:

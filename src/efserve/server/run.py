@@ -8,9 +8,10 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import msgspec
 import uvloop
@@ -32,10 +33,21 @@ from efserve.server.shared import Shared, mps_service
 from efserve.server.tracing import Tracer, read_trace_config
 from efserve.server.version import VersionState
 from efserve.transport.regions import ClientRegions
+from efserve.worker.spec import WorkerFacts
 
 log = logging.getLogger(__name__)
 
 _WORKER_STOP_S = 1.0  # for idle workers to end by themselves, however little is left of the time to drain
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStart:
+    """How long a worker took to be ready, and for what."""
+
+    start_s: float  # from the start of its process
+    import_s: float  # of the engine's library
+    load_s: float  # of the model, with that import
+    warmup_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,7 @@ class ModelStatus:
     state: str
     reason: str
     placements: tuple[Placement, ...] = ()
+    starts: tuple[WorkerStart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,8 @@ class ServerStatus:
     metrics: str
     models: tuple[ModelStatus, ...]
     notes: tuple[str, ...] = ()  # on what was asked for and is not quite what there is
+    models_at_s: float = 0.0  # when models began to load, by the machine's monotonic clock
+    ready_at_s: float = 0.0  # when each was ready or had failed
 
 
 def run(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
@@ -106,6 +121,7 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
             http_port = await _listen(partial(http.start, tls=tls), config.host, config.http_port, "--http-port")
             await listen_also(http, config.listen, tls)
             grpc_port = await _listen_grpc(grpc, config)
+            models_at_s = monotonic()
             starting = asyncio.ensure_future(control.start())
             metrics_port = await _listen(metrics.start, config.host, config.metrics_port, "--metrics-port")
             if not await stop.during(starting):
@@ -117,6 +133,7 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
                 f"http://{host}:{metrics_port}",
             )
             status = _status(catalog, control.allotment.notes, *urls)
+            status = replace(status, models_at_s=models_at_s, ready_at_s=monotonic())
             _report(status, config, on_ready)
             gc.freeze()  # what has been loaded stays: no collection needs to look at it again
             await stop.wait()
@@ -178,6 +195,7 @@ def _status(catalog: Catalog, notes: tuple[str, ...], http: str, grpc: str, metr
             state=version.state.value,
             reason=version.reason,
             placements=tuple(version.placements()),
+            starts=tuple(_start_of(worker.facts) for worker in version.workers.values() if worker.facts),
         )
         for version in catalog
     ]
@@ -193,6 +211,10 @@ def _status(catalog: Catalog, notes: tuple[str, ...], http: str, grpc: str, metr
             "processes on one GPU then run in turns, not side by side; `efserve mps start` changes that",
         )
     return ServerStatus(os.getpid(), http, grpc, metrics, (*served, *broken), notes)
+
+
+def _start_of(facts: WorkerFacts) -> WorkerStart:
+    return WorkerStart(facts.start_s, facts.import_s, facts.load_s, facts.warmup_s)
 
 
 def _report(status: ServerStatus, config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:

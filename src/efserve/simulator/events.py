@@ -83,16 +83,24 @@ class Arrival:
 
 
 def simulate(
-    plan: Plan, capacities: Sequence[Capacity], arrival: Arrival, seed: int = 0, late: str = "drop"
+    plan: Plan,
+    capacities: Sequence[Capacity],
+    arrival: Arrival,
+    seed: int = 0,
+    late: str = "drop",
+    gateway_ms: float = 0.0,
 ) -> Outcomes:
-    """Runs the requests through the plan until all are answered; `late`: "drop" or "serve", as the server has it."""
+    """Runs the requests through the plan until all are answered; `late`: "drop" or "serve", as the server has it.
+
+    `gateway_ms` is what each request takes besides, between its client and the router.
+    """
     fleet = _Fleet(plan, capacities, seed, late)
     end_ns = fleet.run(arrival)
     duration_s = max(end_ns / 1e9, 1e-9)
     return Outcomes(
         plan.policy,
         duration_s,
-        tuple(_model_outcomes(plan, fleet, duration_s)),
+        tuple(_model_outcomes(plan, fleet, duration_s, gateway_ms)),
         tuple(_partition_outcome(place, duration_s) for place in fleet.places),
     )
 
@@ -168,10 +176,10 @@ def _nobody(outcome: Outcome) -> None:
     """A simulated request has no client."""
 
 
-def _model_outcomes(plan: Plan, fleet: _Fleet, duration_s: float) -> Iterable[ModelOutcome]:
+def _model_outcomes(plan: Plan, fleet: _Fleet, duration_s: float, gateway_ms: float) -> Iterable[ModelOutcome]:
     for at, demand in enumerate(plan.demands):
         taken, dropped = fleet.latencies_ns[at], fleet.dropped[at]
-        latency_ms = np.array(taken, dtype=np.float64) / 1e6
+        latency_ms = np.array(taken, dtype=np.float64) / 1e6 + gateway_ms
         within = int((latency_ms <= demand.slo_ms).sum())
         p50, p99, most = np.percentile(latency_ms, (50, 99, 100)).tolist() if taken else (0.0, 0.0, 0.0)
         yield ModelOutcome(

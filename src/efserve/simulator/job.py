@@ -26,6 +26,7 @@ class SimulateConfig:
     trace: Path | None = None
     factor: float = 1.0
     late: str = "drop"
+    gateway_ms: float = 0.0
     seed: int = 0
     sweep: bool = False
     policy: tuple[str, ...] = ()  # of a sweep: plan the same demands by these too
@@ -91,7 +92,8 @@ def sweep(plan: Plan, capacities: Sequence[Capacity], config: SimulateConfig) ->
     tried: list[Try] = []
 
     def holds(factor: float) -> bool:
-        outcome = simulate(plan, capacities, planned_arrivals(plan, config, factor), config.seed, config.late)
+        arrival = planned_arrivals(plan, config, factor)
+        outcome = simulate(plan, capacities, arrival, config.seed, config.late, config.gateway_ms)
         tried.append(Try(total_per_s * factor, outcome.worst_within_slo))
         return outcome.holds
 
@@ -144,7 +146,7 @@ def run(config: SimulateConfig) -> list[Outcomes] | list[Limit]:
             arrival = (
                 traced_arrivals(plan, trace, config.factor) if trace else planned_arrivals(plan, config, config.factor)
             )
-            outcomes.append(simulate(plan, capacities, arrival, config.seed, config.late))
+            outcomes.append(simulate(plan, capacities, arrival, config.seed, config.late, config.gateway_ms))
     return limits or outcomes
 
 

@@ -86,6 +86,8 @@ def _load(
         on_progress=on_progress,
     )
     with _reporting(spec):
+        base.import_engine(spec.engine)
+        imported_s = monotonic()
         engine = base.load(spec.engine, source)
     for kind, specs in (("inputs", engine.config.inputs), ("outputs", engine.config.outputs)):
         if not messages.layout_fits(specs):
@@ -107,6 +109,7 @@ def _load(
         engine_version=engine.version,
         obtained=obtained,
         remarks=tuple(engine.remarks),
+        import_s=imported_s - start_s,
     )
     return engine, executor, facts
 

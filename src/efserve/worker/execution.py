@@ -11,7 +11,7 @@ from time import monotonic_ns
 import numpy as np
 
 from efserve.engines.base import Engine
-from efserve.errors import EfserveError, InferenceFailed
+from efserve.errors import DeviceLost, EfserveError, InferenceFailed
 from efserve.tensors import ABSENT, ABSENT_DIM, NUMPY_DTYPES, Array, Shape, TensorSpec, byte_size, to_array, to_wire
 from efserve.transport import messages
 from efserve.transport.arena import Area
@@ -47,9 +47,14 @@ class Executor:
         self._static_outputs = all(spec.is_static for spec in self._config.outputs)
 
     def run(self, message: bytes) -> bytes:
-        """Answer one RUN message; whatever the engine raises becomes an ERROR message for this batch alone."""
+        """Answer one RUN message; whatever the engine raises becomes an ERROR message for this batch alone.
+
+        But for DeviceLost, with which no further batch could run: it is raised.
+        """
         try:
             return self._run(message)
+        except DeviceLost:
+            raise
         except Exception as error:  # noqa: BLE001 - the border of a worker step: a model may raise anything
             return messages.error(message[1], describe(error))
 

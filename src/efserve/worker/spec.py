@@ -37,3 +37,4 @@ class WorkerFacts:
     engine_version: str  # "onnxruntime 1.20.0"
     obtained: Obtained  # of the partition that was asked for
     remarks: tuple[Remark, ...] = ()  # of the engine: how the model runs
+    import_s: float = 0.0  # of the engine's library, which is a part of `load_s`

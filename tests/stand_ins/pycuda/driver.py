@@ -36,6 +36,10 @@ class Context:
         """The one that is current."""
         return Context()
 
+    @staticmethod
+    def synchronize() -> None:
+        """Nothing to wait for."""
+
     def detach(self) -> None:
         """Let it go."""
 

@@ -2,13 +2,15 @@
 
 Classes, methods and names of arguments are those of the bindings' source (python/src/infer/pyCore.cpp and
 python/src/parsers/pyOnnx.cpp of NVIDIA's TensorRT 11.1, and their documentation for 10.0 to 11.4). The environment
-plays what differs: STAND_IN_TENSORRT is the version, STAND_IN_UNSUPPORTED the operators that it does not parse.
+plays what differs: STAND_IN_TENSORRT is the version, STAND_IN_UNSUPPORTED the operators that it does not parse,
+STAND_IN_STEP_S how long each node of a graph takes to build.
 """
 
 import ctypes
 import enum
 import os
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ _NUMPY = {"FLOAT": "f4", "HALF": "f2", "INT8": "i1", "INT32": "i4", "INT64": "i8
 DataType = enum.Enum("DataType", "FLOAT HALF FP8 BF16 INT8 INT32 INT64 UINT8 BOOL INT4")
 TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
 MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
+BuilderFlag = enum.Enum("BuilderFlag", "DEBUG TF32 REFIT")  # 10 has those of the precisions as well, 11 has not
 
 
 class NetworkDefinitionCreationFlag(enum.IntEnum):
@@ -170,7 +173,11 @@ class IBuilderConfig:
         self.progress_monitor: IProgressMonitor | None = None
         self.profiles: list[IOptimizationProfile] = []
         self.limits: dict[MemoryPoolType, int] = {}
+        self.flags = {BuilderFlag.TF32}
         self.cache: ITimingCache | None = None
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self.flags.discard(flag)
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
         return ITimingCache(bytes(serialized_timing_cache))
@@ -214,7 +221,9 @@ class Builder:
         monitor.phase_start("Building Engine", None, 2)
         monitor.phase_start("Tactic Selection", "Building Engine", len(model.graph.node))
         for step in range(len(model.graph.node)):
-            monitor.step_complete("Tactic Selection", step)
+            threading.Event().wait(float(os.environ.get("STAND_IN_STEP_S", "0")))
+            if not monitor.step_complete("Tactic Selection", step):
+                return None
         monitor.phase_finish("Tactic Selection")
         monitor.phase_finish("Building Engine")
         assert config.cache is not None
