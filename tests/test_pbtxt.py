@@ -192,7 +192,7 @@ def test_instance_groups_have_their_shares_by_parameters() -> None:
 
 @pytest.mark.parametrize("value", ["0.5", "2e9", "1e300"])
 def test_a_memory_limit_that_no_process_can_have_is_refused(value: str) -> None:
-    with pytest.raises(ConfigError, match="memory_limit_mb is .*, expected megabytes"):
+    with pytest.raises(ConfigError, match=r"memory_limit_mb is .*, expected megabytes"):
         parse_config(f'parameters {{ key: "memory_limit_mb" value {{ string_value: "{value}" }} }}', "m")
 
 
