@@ -12,6 +12,7 @@ from efserve.devices.cpu import (
     Cache,
     NumaNode,
     available_cores,
+    cores_to_use,
     host_cpu,
     numa_nodes,
     usable_cores,
@@ -177,6 +178,12 @@ def test_a_kernel_that_tells_little(tmp_path: Path) -> None:
     cpu = host_cpu(tmp_path, (3, 5))
     assert cpu.model
     assert (cpu.siblings, cpu.numa_nodes, cpu.caches) == (((3,), (5,)), (NumaNode(0, (3, 5), None),), ())
+
+
+def test_under_a_quota_only_so_many_cores_are_used(tmp_path: Path) -> None:
+    group = {"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": "1 0 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"}
+    assert cores_to_use(tree(tmp_path, group | {"sys/fs/cgroup/cpu.max": "150000 100000\n"})) == available_cores()[:1]
+    assert cores_to_use(tree(tmp_path, group | {"sys/fs/cgroup/cpu.max": "max 100000\n"})) == available_cores()
 
 
 def test_this_machine() -> None:
