@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efserve.devices.cgroup import CgroupLimits, cgroup_limits, core_list
+from efserve.devices.cgroup import CgroupLimits, cgroup_limits, core_list, core_ranges
 from efserve.devices.cpu import (
     Cache,
     NumaNode,
@@ -125,6 +125,15 @@ def test_a_quota_that_is_not_a_number_is_none(tmp_path_factory: pytest.TempPathF
 @pytest.mark.parametrize(("text", "cores"), [("", ()), ("3", (3,)), ("0-2,7\n", (0, 1, 2, 7)), ("8,0-1", (0, 1, 8))])
 def test_lists_of_cores(text: str, cores: tuple[int, ...]) -> None:
     assert core_list(text) == cores
+
+
+@given(st.sets(st.integers(0, 300)))
+def test_lists_of_cores_are_written_as_they_are_read(cores: set[int]) -> None:
+    assert core_list(core_ranges(sorted(cores))) == tuple(sorted(cores))
+
+
+def test_neighbouring_cores_are_a_range() -> None:
+    assert core_ranges((0, 1, 2, 7)) == "0-2,7"
 
 
 @pytest.mark.parametrize(
