@@ -10,11 +10,11 @@ from efserve.inference import InferRequest, Outcome
 from efserve.model_config import DynamicBatching, QueuePolicy
 
 
-def request(rows: int = 1, at_ns: int = 0, key: object = "k", timeout_us: int = 0) -> InferRequest:
+def request(rows: int = 1, at_ns: int = 0, key: object = "k", timeout_us: int = 0, priority: int = 0) -> InferRequest:
     def done(outcome: Outcome) -> None:
         raise AssertionError(f"a queue answers nobody: {outcome}")
 
-    return InferRequest((b"",), ((rows,),), rows, key, done, timeout_us=timeout_us, arrival_ns=at_ns)
+    return InferRequest((b"",), ((rows,),), rows, key, done, timeout_us=timeout_us, arrival_ns=at_ns, priority=priority)
 
 
 def filled(queue: BatchQueue, requests: Iterable[InferRequest]) -> BatchQueue:
@@ -63,6 +63,37 @@ def test_a_preferred_size_runs_at_once_though_more_waits() -> None:
 def test_the_largest_preferred_prefix_wins() -> None:
     queue = filled(BatchQueue(8, DynamicBatching((2, 4), max_queue_delay_us=100)), [request() for _ in range(5)])
     assert len(queue.take(0)) == 4
+
+
+def test_what_can_reach_no_preferred_size_any_more_runs_at_once() -> None:
+    queue = filled(BatchQueue(8, DynamicBatching((2, 6), max_queue_delay_us=100)), [request(3)])
+    assert queue.take(0) == []
+    filled(queue, [request(4)])  # 7 rows: below the maximum, beyond the largest preferred size
+    assert rows_of(queue.take(0)) == [3]
+    assert queue.take(0) == []  # 4 rows wait for 2 more
+    assert rows_of(queue.take(100_000)) == [4]
+
+
+def test_there_may_be_as_many_levels_as_numbers() -> None:
+    batching = DynamicBatching(priority_levels=2**64 - 1, default_priority_level=2**32)
+    queue = BatchQueue(1, batching)
+    for priority in (2**64 - 1, 0, 7, *range(1000, 2000)):
+        assert queue.add(request(priority=priority))
+    assert [queue.take(0)[0].priority for _ in range(3)] == [7, 1000, 1001]
+    assert len(queue) == 1000
+    assert [each.priority for each in queue.drain()[-2:]] == [0, 2**64 - 1]  # 0 waits at the default level
+
+
+def test_a_request_that_was_delayed_runs_when_the_delay_ends_though_nothing_comes() -> None:
+    policy = QueuePolicy(default_timeout_us=10, timeout_action="DELAY")
+    batching = DynamicBatching((4, 8), max_queue_delay_us=100, queue_policy=policy)
+    queue = filled(BatchQueue(32, batching), [request()])
+    assert queue.expire(20_000) == []
+    filled(queue, [request(2, at_ns=30_000), request(2, at_ns=30_000)])
+    assert rows_of(queue.take(30_000)) == [2, 2]
+    assert queue.expire(40_000) == []
+    assert queue.due_ns(40_000) == 100_000
+    assert rows_of(queue.take(100_000)) == [1]
 
 
 def test_after_the_delay_everything_pending_runs() -> None:

@@ -28,7 +28,7 @@ def test_other_peoples_streams() -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_bomb_stops_at_the_limit(encoding: str) -> None:
     bomb = deflate([bytes(LIMIT + 1)], encoding)
-    with pytest.raises(InvalidRequest, match=r"larger than the limit of 1048576 bytes.*--max-request-bytes"):
+    with pytest.raises(InvalidRequest, match=r"maximum allowed value of 1048576 bytes.*--http-max-input-size"):
         inflate(bomb, encoding, LIMIT)
     assert len(inflate(bomb, encoding, LIMIT + 1)) == LIMIT + 1
 

@@ -167,7 +167,7 @@ def json_input(datatype: str, data: object, shape: tuple[int, ...] = (1, 2)) -> 
 @pytest.mark.parametrize(
     ("datatype", "data", "message"),
     [
-        ("UINT8", [1, 300], "input 'input' of model 'identity': 300 is out of range for UINT8 (0 to 255)"),
+        ("UINT8", [1, 300], "inference input 'input' for model 'identity': 300 is out of range for UINT8 (0 to 255)"),
         ("INT64", [2**63, 0], f"{2**63} is out of range for INT64"),
         ("INT32", [1.0, 2], "1.0 is no INT32 value"),
         ("INT32", [True, 2], "true is no INT32 value"),
@@ -179,16 +179,62 @@ def json_input(datatype: str, data: object, shape: tuple[int, ...] = (1, 2)) -> 
         ("BOOL", [1.0, 1], "1.0 is no BOOL value"),
         ("BOOL", [[], {}], "data mixes lists and values"),
         ("BYTES", [1, "a"], "1 is no BYTES value"),
-        ("FP16", [1, 2], "FP16 has no JSON form; send it with the binary data extension"),
-        ("BF16", [1, 2], "BF16 has no JSON form; send it"),
-        ("FP32", [1, 2, 3], "data holds 3 elements, its shape needs 2"),
+        ("FP16", [1, 2], "receiving FP16 data via JSON is not supported. Please use the binary data format for input"),
+        ("BF16", [1, 2], "receiving BF16 data via JSON is not supported"),
+        ("FP32", [1, 2, 3], "Unable to parse 'data': Shape does not match true shape of 'data' field"),
         ("FP32", [[1, 2], 3], "data mixes lists and values at one level"),
-        ("FP32", {"a": 1}, "data holds 1 elements, its shape needs 2"),
+        ("FP32", {"a": 1}, "Failed to parse 'data' field: shape does not match true shape"),
     ],
 )
 def test_json_values_that_do_not_fit(datatype: str, data: object, message: str) -> None:
     model, head = json_input(datatype, data)
     assert message in error_of(model, head)
+
+
+@pytest.mark.parametrize(
+    ("shape", "status", "message"),
+    [
+        ((2, -5), 500, "Unable to parse 'shape': attempt to access JSON non-unsigned-integer as unsigned-integer"),
+        ((2**4, 2**60 + 2), 400, "causes total element count to exceed maximum size of 9223372036854775807"),
+        ((2**2, 2**60 + 2), 400, "byte size overflow for input 'input': element count (4611686018427387912)"),
+    ],
+)
+def test_shapes_beyond_all_sizes(shape: tuple[int, ...], status: int, message: str) -> None:
+    model, head = json_input("FP32", [1.0], shape)
+    with pytest.raises(InvalidRequest) as caught:
+        decode(model, *body_of(head))
+    assert message in str(caught.value)
+    assert caught.value.http_status == status
+
+
+def test_json_data_is_nested_up_to_a_limit() -> None:
+    def nested(levels: int) -> list[Any]:
+        data: list[Any] = [1, 2]
+        for _ in range(levels - 1):
+            data = [data]
+        return data
+
+    model, head = json_input("INT32", nested(99))
+    assert bytes(decode(model, *body_of(head))[1][0]) == np.array([1, 2], np.int32).tobytes()
+    model, head = json_input("INT32", nested(100))
+    assert "JSON nesting depth exceeds maximum allowed limit (100)" in error_of(model, head)
+
+
+def test_json_data_is_judged_before_the_rest_of_the_request() -> None:
+    short = {"name": "A", "shape": [1, 2], "datatype": "INT32", "data": [1]}
+    assert error_of(FakeModel(two_inputs()), {"inputs": [short]}).startswith("Failed to parse 'data' field")
+
+
+def test_the_last_input_is_judged_first() -> None:
+    wrong = [{"name": name, "shape": [1, 1], "datatype": "FP64", "data": [1]} for name in ("A", "B")]
+    assert "inference input 'B' data-type" in error_of(FakeModel(two_inputs()), {"inputs": wrong})
+
+
+def test_binary_data_output_is_for_outputs_that_are_not_listed() -> None:
+    model, head = json_input("INT32", [1, 2])
+    assert decode(model, *body_of(head))[0].all_binary
+    template = decode(model, *body_of(head | {"outputs": [{"name": "output"}]}))[0]
+    assert not template.has_tail
 
 
 @pytest.mark.parametrize("datatype", NUMBERS)
@@ -244,19 +290,23 @@ def test_json_floats_arrive_exactly(values: list[float]) -> None:
             "expected 1 inputs but got 0 inputs for model 'identity'. Got input(s) [], but missing required input(s) "
             "['input']. Please provide all required input(s).",
         ),
-        ({"inputs": [one_input(), one_input(name="more")]}, "unexpected inference input 'more' for model 'identity'"),
-        ({"inputs": [one_input(), one_input()]}, "input 'input' appears twice"),
-        ({"inputs": [one_input(data=[1])]}, "must have exactly one of 'data', 'binary_data_size'"),
-        ({"inputs": [one_input(parameters={})]}, "must have exactly one of 'data', 'binary_data_size'"),
+        ({"inputs": [one_input(name="more")]}, "unexpected inference input 'more' for model 'identity'"),
+        (
+            {"inputs": [one_input(), one_input(name="more")]},
+            "expected 1 inputs but got 2 inputs for model 'identity'. Got input(s) ['input','more']",
+        ),
+        ({"inputs": [one_input(), one_input()]}, "input 'input' already exists in request"),
+        ({"inputs": [one_input(data=[1])]}, "But set 'data' 'binary_data_size'"),
+        ({"inputs": [one_input(parameters={})]}, "'shared_memory_region' in 'parameters'. But no field is set"),
         ({"inputs": [one_input(parameters={"shared_memory_region": "r"})]}, "Expected 64, got 0"),
         (
             {"inputs": [one_input()], "outputs": [{"name": "no"}]},
             "unexpected inference output 'no' for model",
         ),
-        ({"inputs": [one_input()], "outputs": [{"name": "output"}] * 2}, "output 'output' appears twice"),
+        ({"inputs": [one_input()], "outputs": [{"name": "output"}] * 2}, "output 'output' already exists in request"),
         (
             {"inputs": [one_input()], "parameters": {"triton_x": 1}},
-            "'triton_x': keys starting with 'triton_'",
+            "parameter keys starting with 'triton_' are reserved for Triton usage",
         ),
         ({"inputs": [one_input()], "parameters": {"timeout": "x"}}, "Expected `int`, got `str` - at `$.timeout`"),
         ({"inputs": [one_input()], "parameters": {"timeout": -1}}, "at `$.timeout`"),
@@ -300,9 +350,12 @@ def test_half_precision_outputs_have_no_json(datatype: str) -> None:
 @pytest.mark.parametrize(
     ("tail", "message"),
     [
-        (b"\x01\0\0\0x", "expected 2 string elements, the data ends after 1"),
-        (b"\x09\0\0\0x" + bytes(5), "string element 0 needs 3 bytes more"),
-        (encode_bytes([b"x", b"y", b"z"]), "5 bytes are left over after 2 string elements"),
+        (b"\x01\0\0\0x", "expected 2 string elements for inference input 'input' for model 'identity', got 1"),
+        (b"\x09\0\0\0x" + bytes(5), "needs 3 bytes more than the data holds"),
+        (
+            encode_bytes([b"x", b"y", b"z"]),
+            "unexpected number of string elements 3 for inference input 'input' for model 'identity', expecting 2",
+        ),
     ],
 )
 def test_strings_are_checked_also_when_the_head_is_known(tail: bytes, message: str) -> None:
@@ -343,9 +396,17 @@ def test_a_raw_requests_shape_follows_from_its_size(model: FakeModel, size: int,
     [
         (raw_model("FP32", (16,)), 63, "has 63 bytes, its shape [-1,16] needs a multiple of 64"),
         (raw_model("FP32", (4,), 0), 12, "has 12 bytes, its shape [4] needs 16"),
-        (raw_model("FP32", (-1, -1), 0), 12, "cannot be deduced"),
+        (
+            raw_model("FP32", (-1, -1), 0),
+            12,
+            "The shape of the raw input 'input' can not be deduced because there are more than one variable-sized",
+        ),
         (raw_model("FP32", (16,)), 64 * 9, "batch-size must be <= 8"),
-        (FakeModel(two_inputs()), 8, "a raw request needs a model with one input, 'pair' has 2"),
+        (
+            FakeModel(two_inputs()),
+            8,
+            "Raw request must only have 1 input (found 1) to be deduced but got 2 inputs in 'pair'",
+        ),
     ],
 )
 def test_raw_requests_that_do_not_fit(model: FakeModel, size: int, message: str) -> None:

@@ -97,6 +97,17 @@ def test_another_file_name(tmp_path: Path) -> None:
         base.load("onnx", source(folder))
 
 
+def test_a_file_that_the_config_names_for_another_engine_is_not_taken(tmp_path: Path) -> None:
+    folder = onnx_models.save(tmp_path, "m", onnx_models.identity(4))
+    for name in ("net.pt", "model.plan"):
+        (folder / name).write_bytes(b"of another engine")
+        base.load("onnx", source(folder, ModelConfig("m", default_model_filename=name))).close()
+    named = source(folder, ModelConfig("m", default_model_filename="model.plan"))
+    assert named.file("model.onnx", ".plan").name == "model.plan"
+    (folder / "net.bin").touch()
+    assert source(folder, ModelConfig("m", default_model_filename="net.bin")).file("model.pt").name == "net.bin"
+
+
 def test_the_maximum_batch_is_completed_or_forced(tmp_path: Path) -> None:
     folder = onnx_models.save(tmp_path, "m", onnx_models.identity(4))
     assert base.load("onnx", source(folder, max_batch=16)).config.max_batch_size == 16

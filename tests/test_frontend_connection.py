@@ -229,7 +229,7 @@ def test_what_is_unreadable_is_answered_last_and_the_client_may_still_send() -> 
     model.finish(model.waiting[0])
     first, _, second = transport.taken().partition(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n")
     assert values_in(first) == [1]
-    assert b"request body of 200001 bytes is larger than the limit of 200000 bytes" in second
+    assert b"request JSON size of 200001 bytes exceeds the maximum allowed input size of 200000 bytes" in second
     assert transport.has_eof
     transport.send(bytes(100_000))
     hub.group.sweep(0)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from efserve.errors import InvalidRequest
-from efserve.frontend.chunked import ChunkedDecoder
-from efserve.frontend.heads import MAX_CACHED_HEADS, MAX_HEAD_BYTES, Head, Heads, parse_head
+from efserve.frontend.chunked import MAX_CHUNKS, ChunkedDecoder
+from efserve.frontend.heads import CLOSE_LINE, MAX_CACHED_HEADS, MAX_HEAD_BYTES, Head, Heads, parse_head
 from efserve.frontend.reader import Phase, RequestReader
 
 LIMIT = 1000
@@ -88,8 +88,6 @@ MALFORMED = [
     b"GET / HTTP/1.1\r\nX: a\r\n folded\r\n\r\n",
     b"GET / HTTP/1.1\r\nX: a\r\n\tfolded\r\n\r\n",
     b"PRI * HTTP/2.0\r\n\r\n",
-    b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
-    b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
     b"POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
     b"POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
     b"POST / HTTP/1.1\r\nContent-Length: 5, 5\r\n\r\n",
@@ -166,8 +164,35 @@ def test_a_head_without_end_stops_at_the_limit(step: int, ended: bool) -> None:
 def test_a_body_beyond_the_limit_is_refused_unread() -> None:
     reader = RequestReader(heads(), LIMIT)
     read(reader, b"POST / HTTP/1.1\r\nContent-Length: 1000\r\n\r\n" + bytes(1000))
-    with pytest.raises(InvalidRequest, match=r"of 1001 bytes is larger than .* 1000 bytes.*--max-request-bytes"):
+    with pytest.raises(
+        InvalidRequest, match=r"request JSON size of 1001 bytes exceeds .* 1000 bytes.*--http-max-input-size"
+    ):
         read(reader, b"POST / HTTP/1.1\r\nContent-Length: 1001\r\n\r\n")
+
+
+def test_a_raw_tensor_beyond_the_limit_is_told_as_one() -> None:
+    reader = RequestReader(heads(), LIMIT)
+    with pytest.raises(InvalidRequest, match=r"Raw input has a byte_size \(1001 bytes\) that exceeds the maximum"):
+        read(reader, b"POST / HTTP/1.1\r\nInference-Header-Content-Length: 0\r\nContent-Length: 1001\r\n\r\n")
+
+
+@pytest.mark.parametrize("lines", [b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"])
+def test_chunks_win_over_a_length_and_end_the_connection(lines: bytes) -> None:
+    for text in (lines, b"\r\n".join([*reversed(lines.split(b"\r\n")[:-1]), b""])):
+        reader = RequestReader(heads(), LIMIT)
+        rest = reader.feed(memoryview(b"POST / HTTP/1.1\r\n" + text + b"\r\n3\r\nabc\r\n0\r\n\r\nGET / HTTP/1.1"))
+        head, body = reader.take()
+        assert bytes(body) == b"abc"
+        assert head.connection_line == CLOSE_LINE
+        assert bytes(rest) == b"GET / HTTP/1.1"
+
+
+def test_a_body_has_a_limit_of_chunks() -> None:
+    decoder = ChunkedDecoder(10**6)
+    feed_all(decoder, b"1\r\na\r\n" * MAX_CHUNKS, 1 << 16)
+    assert len(decoder.body) == MAX_CHUNKS
+    with pytest.raises(InvalidRequest, match="Chunked request body exceeds maximum of 65536 non-empty chunks"):
+        decoder.feed(memoryview(b"1\r\na\r\n"))
 
 
 def test_nothing_is_read_after_close() -> None:

@@ -237,6 +237,28 @@ def test_a_workload_in_yaml_says_the_same(tmp_path: Path) -> None:
             read_workload(path, capacities)
 
 
+def test_another_precision_runs_only_where_it_is_allowed(profiles: Path) -> None:
+    write_profile(profiles, "b_int8", 0.5)
+    wanted = PlanConfig((("b", 300.0),), (("b", 60.0),), profiles=profiles)
+    engines = [
+        {t.engine for p in made.plan.placements for t in p.tenants}
+        for made in (
+            run(wanted),
+            run(replace(wanted, precision=("bf16",))),
+            run(replace(wanted, precision=("bf16", "int8"))),
+        )
+    ]
+    assert engines == [{"onnx"}, {"onnx"}, {"onnx:int8"}]
+
+
+def test_a_precision_with_other_tensors_is_another_model(profiles: Path) -> None:
+    write_profile(profiles, "b_fp16", 0.5)
+    facts = profiles / DEVICE / "b_fp16.onnx.json"
+    facts.write_text(facts.read_text().replace("FP32", "FP16"))
+    made = run(PlanConfig((("b", 300.0),), (("b", 60.0),), profiles=profiles, precision=("fp16",)))
+    assert {t.engine for p in made.plan.placements for t in p.tenants} == {"onnx"}
+
+
 def test_the_command_draws_the_plan(profiles: Path, tmp_path: Path) -> None:
     picture = tmp_path / "plan.png"
     arguments = ["plan", "--rate", "a=900", "--slo", "a=40", "--devices", "3", "--plot", str(picture)]

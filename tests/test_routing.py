@@ -1,7 +1,9 @@
 """The router: every request leaves exactly once, whatever workers do."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -9,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from efserve.errors import Cancelled, Unavailable
 from efserve.inference import InferRequest, Outcome
 from efserve.model_config import DynamicBatching, ModelConfig, QueuePolicy
-from efserve.routing import Action, AnswerOrder, Fail, RestartPolicy, Router, Send
+from efserve.routing import AHEAD_NS, Action, AnswerOrder, Fail, RestartPolicy, Router, Send
 
 
 def ignore(_: Outcome) -> None:
@@ -36,7 +38,7 @@ def test_requests_wait_for_a_worker_and_then_share_a_batch() -> None:
 
 
 def test_the_worker_with_most_free_slots_gets_the_batch() -> None:
-    r = router()
+    r = router(1)
     r.worker_ready(1, 2, 0)
     r.worker_ready(2, 2, 0)
     assert [sends(r.add(request()))[0][0] for _ in range(4)] == [1, 2, 1, 2]
@@ -44,6 +46,44 @@ def test_the_worker_with_most_free_slots_gets_the_batch() -> None:
     batch, actions = r.batch_done(2, 0, 0)
     assert len(batch) == 1
     assert sends(actions) == [(2, 0, 1)]
+
+
+def test_a_batch_that_can_grow_leaves_the_queue_when_a_slow_worker_is_free() -> None:
+    r = router(4)
+    r.worker_ready(1, 2, 0)
+    assert sends(r.add(request())) == [(1, 1, 1)]
+    assert [list(r.add(request(at_ns=n))) for n in (1, 2, 3)] == [[], [], []]
+    assert sends(r.add(request(at_ns=4))) == [(1, 0, 4)]  # it cannot grow any more
+    assert list(r.add(request(at_ns=5))) == []
+    assert sends(r.batch_done(1, 1, 100 * AHEAD_NS)[1]) == []  # the next one runs already
+    assert sends(r.batch_done(1, 0, 200 * AHEAD_NS)[1]) == [(1, 0, 1)]
+
+
+def test_a_quick_worker_gets_its_next_batch_ahead() -> None:
+    r = router(4)
+    r.worker_ready(1, 2, 0)
+    assert len(sends(r.add(request()))) == 1
+    r.batch_done(1, 1, AHEAD_NS - 1)
+    assert [len(sends(r.add(request(at_ns=AHEAD_NS)))) for _ in range(3)] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "policy", [{"max_queue_size": 1}, {"default_timeout_us": 100}, {"allow_timeout_override": True}]
+)
+def test_nothing_leaves_a_limited_queue_before_a_worker_is_free(policy: dict[str, int]) -> None:
+    r = router(1, **policy)
+    r.worker_ready(1, 2, 0)
+    assert sends(r.add(request())) == [(1, 0, 1)]
+    assert list(r.add(request())) == []
+    assert r.pending == 1
+
+
+def test_nothing_overtakes_priorities() -> None:
+    batching = DynamicBatching(priority_levels=2, default_priority_level=2)
+    r = Router(ModelConfig("m", max_batch_size=1, dynamic_batching=batching))
+    r.worker_ready(1, 2, 0)
+    assert len(sends(r.add(request()))) == 1
+    assert list(r.add(request())) == []
 
 
 def test_a_cancelled_request_leaves_the_queue_at_once() -> None:
@@ -62,7 +102,7 @@ def test_a_cancelled_request_leaves_the_queue_at_once() -> None:
 def test_nothing_runs_before_enough_wait() -> None:
     held = Router(ModelConfig("m", max_batch_size=8, dynamic_batching=DynamicBatching()), hold_requests=3)
     held.worker_ready(1, 2, 0)
-    assert [sends(held.add(request())) for _ in range(4)] == [[], [], [(1, 1, 3)], [(1, 0, 1)]]
+    assert [sends(held.add(request())) for _ in range(4)] == [[], [], [(1, 1, 3)], []]
 
 
 def test_answers_leave_in_the_order_of_their_requests() -> None:
@@ -121,7 +161,7 @@ def test_after_a_death_requests_run_once_more_and_alone() -> None:
         r.add(request())
     r.worker_ready(1, 2, 0)
     assert r.worker_dead(1, 0) == ()
-    assert [len(a.batch) for a in r.worker_ready(2, 2, 0) if isinstance(a, Send)] == [1, 1]
+    assert [len(a.batch) for a in r.worker_ready(2, 2, 0) if isinstance(a, Send)] == [1]
     (failed,) = r.worker_dead(2, 0)
     assert isinstance(failed, Fail)
     assert "died twice" in str(failed.error)
@@ -166,9 +206,12 @@ def test_deaths_long_ago_are_forgotten() -> None:
 class RouterLife(RuleBasedStateMachine):
     """Random lives of workers and requests: each request is held by one worker, waits, or has left once."""
 
+    policy: ClassVar[dict[str, int]] = {"max_queue_size": 6, "default_timeout_us": 50}
+    slots = 1  # of each worker, that the router uses
+
     def __init__(self) -> None:
         super().__init__()
-        self.router = router(max_queue_size=6, default_timeout_us=50)
+        self.router = router(**self.policy)
         self.now_ns = 0
         self.numbers = 0
         self.held: dict[tuple[int, int], list[InferRequest]] = {}
@@ -237,9 +280,20 @@ class RouterLife(RuleBasedStateMachine):
         assert self.router.pending == len(self.waiting)
 
     @invariant()
-    def nothing_waits_while_a_slot_is_free(self) -> None:
-        assert not self.waiting or len(self.held) == 2 * len(self.workers)
+    def nothing_waits_while_a_worker_is_free(self) -> None:
+        busy = {worker for worker, _ in self.held}
+        assert not self.waiting or busy == self.workers
+        assert len(self.held) <= self.slots * len(self.workers)
+
+
+class UnlimitedRouterLife(RouterLife):
+    """The same, with a queue that batches may leave ahead of their time."""
+
+    policy: ClassVar[dict[str, int]] = {}
+    slots = 2
 
 
 TestRouterLife = RouterLife.TestCase
-TestRouterLife.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRouterLife.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestUnlimitedRouterLife = UnlimitedRouterLife.TestCase
+TestUnlimitedRouterLife.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from efserve.errors import EfserveError, InferenceFailed, InvalidRequest, Unavailable, Unsupported
+from efserve.errors import EfserveError, InferenceFailed, InvalidRequest, Unavailable, Unsupported, UsageError
 from efserve.inference import BatchTiming, InferRequest, Outcome, OutputTensor
 from efserve.model_config import ModelConfig
 from efserve.server.logs import LogSettings
-from efserve.server.tracing import Tracer
+from efserve.server.tracing import Tracer, read_trace_config
 from efserve.tensors import TensorSpec, encode_bytes
 
 TIMING = BatchTiming(20, 30, 40, 50)
@@ -36,6 +36,32 @@ def requests(number: int) -> list[tuple[InferRequest, Outcome]]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_traces_may_be_on_from_the_start() -> None:
+    given = ("mode=triton", "level=TIMESTAMPS", "level=TENSORS", "rate=5", "count=9", "triton,log-frequency=2")
+    path, start = read_trace_config((*given, "triton,file=x.json"), Path("other.json"))
+    tracer = Tracer(path, start)
+    settings = {
+        "trace_level": ["TIMESTAMPS", "TENSORS"],
+        "trace_rate": "5",
+        "trace_count": "9",
+        "log_frequency": "2",
+        "trace_file": "x.json",
+        "trace_mode": "triton",
+    }
+    assert tracer.is_on
+    assert tracer.get() == settings
+    tracer.update({"trace_rate": "7", "trace_level": ["OFF"]})
+    assert not tracer.is_on
+    tracer.update({"trace_rate": None, "trace_level": None})  # back to the start
+    assert tracer.get() == settings
+
+
+@pytest.mark.parametrize("given", ["mode=opentelemetry", "rate=often", "level=ALL", "rate", "opentelemetry,url=x"])
+def test_a_wrong_trace_config_is_told(given: str) -> None:
+    with pytest.raises(UsageError, match="--trace-config"):
+        read_trace_config((given,), None)
 
 
 def test_trace_settings_as_triton_prints_them() -> None:

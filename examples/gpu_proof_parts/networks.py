@@ -87,6 +87,13 @@ def bert(scale: Scale) -> Iterator[Row]:
         eager_ms = device_ms(_inference(eager, *(torch.from_numpy(array).to(scale.device) for array in arrays)), scale)
         note = f"eager {eager_ms:.3f} ms: {eager_ms / device:.2f} x; arena to arena {total_ms:.3f} ms"
         yield Row("bert", f"batch {batch} of {length} words, device time", device, "ms", note)
+    plain = _engine(scale, models.bert(scale.cpu), config, TorchChoices(scale.precision, graphs=False))
+    for batch in scale.text_batches[:2]:
+        (with_ms, _), (without_ms, _) = (
+            _engine_ms(each, _bound(each, scale, batch, config)[0], scale) for each in (engine, plain)
+        )
+        note = f"{without_ms / with_ms:.2f} x the {with_ms:.3f} ms with them"
+        yield Row("bert", f"batch {batch}, without CUDA graphs", without_ms, "ms", note)
     yield from _remarks("bert", engine)
 
 

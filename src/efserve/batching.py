@@ -12,6 +12,7 @@ from efserve.model_config import DynamicBatching, QueuePolicy
 
 # Requests that may wait when the model's own policy sets no limit: every queue is bounded.
 QUEUE_LIMIT = 65_536
+MAX_IDLE_LEVELS = 64
 
 
 class _Level:
@@ -52,7 +53,8 @@ class BatchQueue:
     """Requests that wait for one model version: by priority, then the oldest first.
 
     Invariants: `_size` is the number of requests in all `_lines`, which are the levels' queues in the order in which
-    they run. No waiting request has a deadline before `_next_deadline_ns`.
+    they run. No waiting request has a deadline before `_next_deadline_ns`. A config may have 2^64 levels, so a level
+    exists from its first request on, and no more than `MAX_IDLE_LEVELS` outlive their last.
     """
 
     def __init__(self, max_rows: int, batching: DynamicBatching | None) -> None:
@@ -62,8 +64,8 @@ class BatchQueue:
         self._preferred = frozenset(batching.preferred_batch_sizes or (max_rows,))
         self._largest_preferred = max(self._preferred)
         self._delay_ns = batching.max_queue_delay_us * 1000
-        self._levels = tuple([_Level(policy) for policy in batching.policies()])
-        self._lines = tuple([line for level in self._levels for line in (level.waiting, level.delayed)])
+        self._levels: dict[int, _Level] = {}
+        self._lines: tuple[deque[InferRequest], ...] = ()
         self._size = 0
         self._next_deadline_ns: int | None = None
 
@@ -71,13 +73,13 @@ class BatchQueue:
         return self._size
 
     def __repr__(self) -> str:
-        delayed = sum(len(level.delayed) for level in self._levels)
+        delayed = sum(len(level.delayed) for level in self._levels.values())
         return f"<BatchQueue {self._size - delayed} waiting, {delayed} delayed>"
 
     @property
     def is_timed(self) -> bool:
         """Whether delays or timeouts can make something happen while nothing arrives."""
-        policies = [level.policy for level in self._levels]
+        policies = (self._batching.queue_policy, *self._batching.priority_policies.values())
         return bool(self._delay_ns) or any(p.default_timeout_us or p.allow_timeout_override for p in policies)
 
     def add(self, request: InferRequest) -> bool:
@@ -117,9 +119,9 @@ class BatchQueue:
         """Takes out the requests that have waited too long and are to be rejected; delays those to be delayed."""
         if self._next_deadline_ns is None or now_ns < self._next_deadline_ns:
             return []
-        late = [request for level in self._levels for request in level.expire(now_ns)]
+        late = [request for level in self._levels.values() for request in level.expire(now_ns)]
         self._size -= len(late)
-        waiting = chain.from_iterable([level.waiting for level in self._levels])
+        waiting = chain.from_iterable([level.waiting for level in self._levels.values()])
         self._next_deadline_ns = min((r.deadline_ns for r in waiting if r.deadline_ns is not None), default=None)
         return late
 
@@ -153,7 +155,7 @@ class BatchQueue:
         """
         if not self._delay_ns:
             return self._next_deadline_ns
-        oldest_ns = min((level.waiting[0].arrival_ns for level in self._levels if level.waiting), default=None)
+        oldest_ns = min([line[0].arrival_ns for line in self._lines if line], default=None)
         if oldest_ns is None or oldest_ns + self._delay_ns <= now_ns:
             return self._next_deadline_ns
         delay_end_ns = oldest_ns + self._delay_ns
@@ -169,8 +171,16 @@ class BatchQueue:
         return everything
 
     def _level(self, request: InferRequest) -> _Level:
-        levels = self._levels
-        return levels[0] if len(levels) == 1 else levels[self._batching.level(request.priority)]
+        number = self._batching.level(request.priority)
+        return self._levels.get(number) or self._new_level(number)
+
+    def _new_level(self, number: int) -> _Level:
+        if len(self._levels) >= MAX_IDLE_LEVELS:
+            self._levels = {n: level for n, level in self._levels.items() if level.waiting or level.delayed}
+        level = self._levels[number] = _Level(self._batching.policy(number))
+        self._levels = dict(sorted(self._levels.items()))
+        self._lines = tuple([line for one in self._levels.values() for line in (one.waiting, one.delayed)])
+        return level
 
     def _count(self, now_ns: int, max_rows: int) -> int:
         """How many requests from the front run now; 0: none waits, or wait for more.
@@ -187,9 +197,12 @@ class BatchQueue:
             if first is None:
                 first = request
                 oldest_ns = request.arrival_ns
-            elif rows + request.rows > max_rows or request.shape_key != first.shape_key:
-                complete = True
-                break
+            else:
+                if not preferred_count and rows + request.rows > self._largest_preferred:
+                    preferred_count = count  # no preferred size can be reached any more
+                if rows + request.rows > max_rows or request.shape_key != first.shape_key:
+                    complete = True
+                    break
             oldest_ns = min(oldest_ns, request.arrival_ns)
             rows += request.rows
             count += 1

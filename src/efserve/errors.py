@@ -32,6 +32,12 @@ class InvalidRequest(ClientError):
     """An inference or control request breaks the protocol or does not fit the model."""
 
 
+class WrongJson(InvalidRequest):
+    """JSON of a request has a value of another type than the protocol's; Triton tells it so, as a fault of its own."""
+
+    http_status = 500
+
+
 class HeadTooLarge(InvalidRequest):
     """The head of an HTTP request is longer than the server accepts."""
 

@@ -38,16 +38,22 @@ class DynamicBatching:
     default_priority_level: int = 0
     priority_policies: dict[int, QueuePolicy] = field(default_factory=dict)  # level -> policy, where it has its own
 
-    def policies(self) -> tuple[QueuePolicy, ...]:
-        """The policy of each level, the highest first; there is always one level."""
-        levels = range(1, max(1, self.priority_levels) + 1)
-        return tuple(self.priority_policies.get(level, self.queue_policy) for level in levels)
+    @property
+    def may_run_ahead(self) -> bool:
+        """Whether a batch may leave the queue before a worker is free for it, as nothing depends on when it does."""
+        policy = self.queue_policy
+        is_limited = policy.max_queue_size or policy.default_timeout_us or policy.allow_timeout_override
+        return not (self.priority_levels or is_limited)
+
+    def policy(self, level: int) -> QueuePolicy:
+        """The policy of one level."""
+        return self.priority_policies.get(level, self.queue_policy)
 
     def level(self, priority: int) -> int:
-        """Where among `policies` a request with this priority waits; what is no level gets the default."""
+        """The level at which a request with this priority waits, 1 for the highest; what is none gets the default."""
         if not 1 <= priority <= self.priority_levels:
             priority = self.default_priority_level
-        return max(1, priority) - 1
+        return max(1, priority)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,15 +35,21 @@ class Fail:
 
 Action = Send | Fail
 
+# A worker whose batches take less is given the next one ahead, for the pause between two would tell. Where they take
+# longer, a batch that could still grow stays in the queue until the worker is free, as Triton's do.
+AHEAD_NS = 5_000_000
+
 
 class _WorkerSlots:
     """Free slots of a worker, and the batches that it holds."""
 
-    __slots__ = ("free", "free_ns", "given_s", "running", "terms")
+    __slots__ = ("began_ns", "free", "free_ns", "given_s", "is_quick", "running", "terms")
 
     def __init__(self, slots: int, terms: Terms | None) -> None:
         self.free = list(range(slots))
         self.running: dict[int, list[InferRequest]] = {}
+        self.began_ns = 0  # of the batch that runs
+        self.is_quick = False  # its last batch took less than AHEAD_NS
         self.terms = terms
         self.free_ns = 0  # of a worker with terms: when what it runs is expected to end
         self.given_s = 0.0  # of a worker with terms: all its rows so far over its capacity
@@ -70,6 +76,9 @@ class Router:
         self._queue = BatchQueue(config.max_rows, config.dynamic_batching)
         self._workers: dict[int, _WorkerSlots] = {}
         self._closed: EfserveError | None = None
+        self._max_rows = config.max_rows
+        self._grows = config.dynamic_batching is not None and config.max_rows > 1
+        self._may_run_ahead = config.dynamic_batching is None or config.dynamic_batching.may_run_ahead
 
     def __repr__(self) -> str:
         queued, workers = len(self._queue), len(self._workers)
@@ -105,10 +114,14 @@ class Router:
         return (Fail(request, Cancelled("the client has gone")),) if self._queue.remove(request) else ()
 
     def worker_ready(self, worker: int, slots: int, now_ns: int, terms: Terms | None = None) -> Sequence[Action]:
-        """A worker can take batches, as many at once as it has slots; one at a time where it has terms."""
+        """A worker can take batches, as many at once as it has slots.
+
+        One at a time where it has terms, and where the queue's limits, timeouts or priorities would not hold for what
+        has left it early; Triton does so, too.
+        """
         assert worker not in self._workers
         assert (terms is not None) == self._has_terms or not self._workers
-        new = _WorkerSlots(slots if terms is None else 1, terms)
+        new = _WorkerSlots(slots if terms is None and self._may_run_ahead else 1, terms)
         new.given_s = min((other.given_s for other in self._workers.values()), default=0.0)
         self._workers[worker] = new
         self._has_terms = terms is not None
@@ -124,6 +137,8 @@ class Router:
         slots = self._workers[worker]
         batch = slots.running.pop(slot)
         slots.free.append(slot)
+        slots.is_quick = now_ns - slots.began_ns < AHEAD_NS
+        slots.began_ns = now_ns
         if slots.terms is not None and slots.terms.turns is not None:
             slots.terms.turns.give_back()
             return batch, ()
@@ -191,6 +206,8 @@ class Router:
                 if not batch:
                     continue
             slot = slots.free.pop()
+            if not slots.running:
+                slots.began_ns = now_ns
             slots.running[slot] = batch
             if slots.terms is not None:
                 self._begin(slots, slots.terms, sum([request.rows for request in batch]), now_ns)
@@ -198,13 +215,15 @@ class Router:
         return actions
 
     def _most_free(self) -> int:
-        """The worker with the most free slots, -1 when none has any."""
+        """The worker with the most free slots, -1 when none has any for what waits."""
         best, most = -1, 0
         for number, worker in self._workers.items():
             free = len(worker.free)
             if free > most:
                 best, most = number, free
-        return best
+        if best < 0 or not self._grows or not self._workers[best].running or self._workers[best].is_quick:
+            return best
+        return best if self._queue.rows >= self._max_rows else -1
 
     def _begin(self, slots: _WorkerSlots, terms: Terms, rows: int, now_ns: int) -> None:
         slots.given_s += rows / terms.capacity_per_s

@@ -98,14 +98,18 @@ def bytes_element_ends(data: memoryview | bytes, count: int, what: str) -> list[
     """Offset at which each of the `count` BYTES elements in `data` ends; errors as in `decode_bytes`."""
     ends, at, size = [], 0, len(data)
     for index in range(count):
+        if at == size:
+            raise InvalidRequest(f"expected {count} string elements for {what}, got {index}")
         if at + 4 > size:
-            raise InvalidRequest(f"{what}: expected {count} string elements, the data ends after {index}")
+            raise InvalidRequest(
+                f"incomplete string length indicator for {what}, expecting 4 bytes but only {size - at} bytes available"
+            )
         at += 4 + _LENGTH.unpack_from(data, at)[0]
         if at > size:
-            raise InvalidRequest(f"{what}: string element {index} needs {at - size} bytes more than the data holds")
+            raise InvalidRequest(f"string element {index} of {what} needs {at - size} bytes more than the data holds")
         ends.append(at)
     if at != size:
-        raise InvalidRequest(f"{what}: {size - at} bytes are left over after {count} string elements")
+        raise InvalidRequest(f"unexpected number of string elements {count + 1} for {what}, expecting {count}")
     return ends
 
 

@@ -203,7 +203,7 @@ def test_a_client_that_sends_too_much_sees_why() -> None:
         client.sendall(bytes(4 << 20))  # nobody wants it, and it must not destroy the answer
         answer = receive_all(client)
         assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n")
-        assert b"--max-request-bytes" in answer
+        assert b"Use --http-max-input-size to increase the limit." in answer
 
 
 def test_a_client_that_does_not_read_is_held_and_served_later() -> None:

@@ -166,6 +166,22 @@ def test_overrides(tmp_path: Path) -> None:
         assert factor_of(client, "fresh") == 9
 
 
+def test_a_config_that_came_with_a_load_is_kept_by_loads_without_one(tmp_path: Path) -> None:
+    write(tmp_path, "m", 1, code(2))
+    with explicit(tmp_path, "--load-model", "m") as (_, client):
+        config = client.get_model_config("m")
+        client.load_model("m", config=json.dumps({**config, "max_batch_size": 3}))
+        client.load_model("m")
+        assert client.get_model_config("m")["max_batch_size"] == 3
+        write(tmp_path, "m", 2, code(7))  # what has changed on disk counts again
+        client.load_model("m")
+        assert client.get_model_config("m")["max_batch_size"] == config["max_batch_size"]
+        client.load_model("m", config=json.dumps({**config, "max_batch_size": 3}))
+        client.unload_model("m")
+        client.load_model("m")
+        assert client.get_model_config("m")["max_batch_size"] == config["max_batch_size"]
+
+
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
@@ -188,9 +204,28 @@ def test_wrong_overrides_change_nothing(quiet: RunningServer, parameters: dict[s
     assert quiet.index()["m"]["state"] == "READY"
 
 
-def test_names_that_lead_elsewhere(quiet: RunningServer) -> None:
-    for name in ("..", "a%2Fb", "..%2Fm", "%20"):
-        assert quiet.post(f"/v2/repository/models/{name}/load", {})[0] in (400, 404)
+def test_files_that_cannot_be_are_told_as_a_failed_load(quiet: RunningServer) -> None:
+    parameters = {"config": "{}", f"file:{'A' * 256}": ""}
+    status, answer = quiet.post("/v2/repository/models/m/load", {"parameters": parameters})
+    assert status == 500
+    told = answer["error"]
+    assert told.startswith("failed to load 'm', failed to poll from model repository: Invalid file parameter")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("..", "model name must not contain path traversal characters"),
+        ("a%2Fb", "model name must not contain path traversal characters"),
+        ("..%2Fm", "model name must not contain path traversal characters"),
+        ("%20..", "model name must not contain path traversal characters"),
+        ("%20", "Model name cannot be empty. Please enter a valid name to deploy."),
+    ],
+)
+def test_names_that_lead_elsewhere(quiet: RunningServer, name: str, says: str) -> None:
+    status, answer = quiet.post(f"/v2/repository/models/{name}/load", {})
+    assert status == 400
+    assert says in answer["error"]
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,19 @@ def test_partitions_and_batches_are_those_of_the_plan(tmp_path: Path) -> None:
         assert sizes == {"a": 2, "b": 8}
 
 
+def test_a_plan_may_run_a_model_in_another_precision_under_its_name(tmp_path: Path) -> None:
+    make(tmp_path / "models", "m", ALONE, tmp_path / "lock")
+    make(tmp_path / "models", "m_int8", ALONE.replace('inputs["input"]', '2 * inputs["input"]'), tmp_path / "lock")
+    plan = write_plan(tmp_path / "plan.json", 60_000, Placement("d", 100, 20, (tenant("m", 1, 10, "python:int8"),)))
+    with serve("--plan", plan, repository=tmp_path / "models") as server:
+        status, answer = server.infer("m", np.ones((1, 1), np.float32))
+        assert (status, answer["model_name"], answer["outputs"][0]["data"]) == (200, "m", [2])
+        assert server.get("/v2/models/m/config")[1]["name"] == "m"
+    missing = write_plan(tmp_path / "plan.json", 60_000, Placement("d", 100, 20, (tenant("m", 1, 10, "python:bf16"),)))
+    with serve("--plan", missing, repository=tmp_path / "models") as server:
+        assert "the plan wants 'm' in bf16" in server.state_of("m")[1]
+
+
 def test_models_that_share_a_partition_never_run_together(tmp_path: Path) -> None:
     for name in "ab":
         make(tmp_path / "models", name, ALONE, tmp_path / "lock")

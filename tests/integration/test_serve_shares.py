@@ -90,6 +90,7 @@ def test_each_model_runs_on_its_cores(tmp_path: Path) -> None:
         assert cores(server, "b") == [(1,)]
         (a,) = placements(server, "a")
         assert (a["share_pct"], a["obtained_pct"], a["threads"], a["state"]) == (50, 50, 1, "READY")
+        assert a["process_threads"] >= 1
         (model,) = [model for model in server.status["models"] if model["name"] == "a"]
         assert model["placements"][0]["cores"] == [0]
         assert "core 0 (50 %)" in "".join(server.printed)

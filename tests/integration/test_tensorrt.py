@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -134,7 +135,7 @@ def test_two_instances_build_one_plan(repository: Path, gpu: dict[str, str]) -> 
 
 def test_a_build_that_goes_on_may_take_longer_than_the_deadline(repository: Path, gpu: dict[str, str]) -> None:
     words = ("--trt", "--model", "digits", "--load-timeout-s", "9")
-    with serve(*words, repository=repository, environment={**gpu, "STAND_IN_BUILD_S": "12"}) as server:
+    with serve(*words, repository=repository, environment={**gpu, "STAND_IN_STEP_S": "1.2"}) as server:
         assert server.state_of("digits") == ("READY", "")
         told = "".join(server.printed)
     assert "model=digits/1 builds its TensorRT plan: Tactic Selection, step " in told
@@ -142,7 +143,7 @@ def test_a_build_that_goes_on_may_take_longer_than_the_deadline(repository: Path
 
 def test_a_build_that_tells_nothing_new_is_given_up(repository: Path, gpu: dict[str, str]) -> None:
     words = ("--trt", "--model", "digits", "--load-timeout-s", "9")
-    with serve(*words, repository=repository, environment={**gpu, "STAND_IN_BUILD_S": "6000"}) as server:
+    with serve(*words, repository=repository, environment={**gpu, "STAND_IN_STEP_S": "600"}) as server:
         state, reason = server.state_of("digits")
     assert state == "UNAVAILABLE"
     assert reason.startswith("it told nothing new within 9 s; the last: builds its TensorRT plan in fp32, which takes")
@@ -261,3 +262,24 @@ def test_a_converted_model_brings_its_plan(
     assert 'backend: "tensorrt"' in (target / "d" / "config.pbtxt").read_text()
     checked = efserve("check", "--model-repository", target, **gpu)
     assert "runs an fp32 plan that was kept from an earlier start" in " ".join(checked.stdout.split())
+
+
+def test_an_interrupted_build_leaves_nothing(
+    repository: Path, gpu: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    target = tmp_path_factory.mktemp("target")
+    words = ["convert", str(repository / "digits" / "1" / "model.onnx"), "--format", "tensorrt", "--name", "d"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "efserve", *words, "--model-repository", str(target)],
+        env=os.environ | gpu | {"STAND_IN_STEP_S": "2"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "Tactic Selection" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=12) == 1
+    process.stderr.close()
+    assert not [*target.iterdir()]

@@ -13,13 +13,15 @@ _STEP_BYTES = 64 * 1024  # what follows a member is copied, so little is given a
 _LEVEL = 1  # a server on the client's machine or network gains more from speed than from the last percent
 
 
-def body_too_large(max_bytes: int, size_bytes: int | None = None) -> InvalidRequest:
-    """The error for a body beyond the limit."""
-    given = "" if size_bytes is None else f" of {size_bytes} bytes"
-    return InvalidRequest(
-        f"request body{given} is larger than the limit of {max_bytes} bytes; "
-        "start the server with a larger --max-request-bytes"
-    )
+def body_too_large(max_bytes: int, size_bytes: int | None = None, *, is_raw: bool = False) -> InvalidRequest:
+    """The error for a body beyond the limit, in Triton's words; `is_raw`: it is all one tensor."""
+    if size_bytes is None:
+        told = f"request body exceeds the maximum allowed value of {max_bytes}"
+    elif is_raw:
+        told = f"Raw input has a byte_size ({size_bytes} bytes) that exceeds the maximum allowed value of {max_bytes}"
+    else:
+        told = f"request JSON size of {size_bytes} bytes exceeds the maximum allowed input size of {max_bytes}"
+    return InvalidRequest(f"{told} bytes. Use --http-max-input-size to increase the limit.")
 
 
 def inflate(body: Buffer, encoding: str, max_bytes: int) -> memoryview:

@@ -21,6 +21,7 @@ from efserve.codec.v2_infer import (
     Template,
     build_template,
 )
+from efserve.codec.v2_inputs import inference_input
 from efserve.codec.v2_json import InputHead, InputParameters, OutputHead, OutputParameters, RequestHead
 from efserve.codec.v2_response import classify, to_memory
 from efserve.errors import InvalidRequest
@@ -175,7 +176,7 @@ class GrpcTemplate:
 
     def tensors(self, given: list[Buffer]) -> tuple[Wire, ...]:
         """The request's tensors in the order of the model's inputs; InvalidRequest for damaged strings."""
-        for index, count, what in self.strings:
+        for index, count, what in reversed(self.strings):
             data = given[index]
             bytes_element_ends(data if not isinstance(data, bytearray) else bytes(data), count, what)
         if len(given) == len(self.order):
@@ -226,14 +227,13 @@ def _build(model: ModelView, message: Any, tensors: list[Buffer]) -> GrpcTemplat
     outputs = []
     for wanted in message.outputs:
         told_output = _convert(_parameters(wanted.parameters), OutputParameters, f"output '{wanted.name}'")
-        told_output.binary_data = None
+        told_output.binary_data = True
         outputs.append(OutputHead(wanted.name, told_output))
-    head = RequestHead(inputs, "", {**parameters, "binary_data_output": True}, outputs)
-    template = build_template(model, head)
+    template = build_template(model, RequestHead(inputs, "", {**parameters, "binary_data_output": True}, outputs))
     places = [item.name for item in inputs if item.parameters.shared_memory_region is None]
     order = tuple(places.index(spec.name) if spec.name in places else -1 for spec in model.config.inputs)
     strings = tuple(
-        (places.index(spec.name), int(np.prod(shape)), f"input '{spec.name}' of model '{model.config.name}'")
+        (places.index(spec.name), int(np.prod(shape)), inference_input(model.config, spec.name))
         for spec, shape in zip(model.config.inputs, template.shapes, strict=True)
         if spec.datatype == "BYTES" and spec.name in places
     )

@@ -18,16 +18,24 @@ from efserve.codec.regions import ClientMemory, RegionPlace, Window
 from efserve.codec.v2_inputs import (
     MemoryInput,
     by_name,
+    check_input,
     check_rows,
     check_shape,
-    check_size,
+    inference_input,
     listed,
     memory_inputs,
     shape_key_of,
     tail_places,
     with_absent,
 )
-from efserve.codec.v2_json import OutputHead, RequestHead, parse_parameters, parse_request, wire_from_json
+from efserve.codec.v2_json import (
+    OutputHead,
+    RequestHead,
+    check_data,
+    parse_parameters,
+    parse_request,
+    wire_from_json,
+)
 from efserve.errors import InvalidRequest, Unsupported
 from efserve.inference import Body, Buffer, Wire
 from efserve.model_config import ModelConfig
@@ -132,7 +140,7 @@ class Template:
 
     def check_strings(self, tail: Body) -> None:
         """Raise InvalidRequest unless every BYTES input in the tail has its elements."""
-        for start, stop, count, what in self.strings:
+        for start, stop, count, what in reversed(self.strings):
             bytes_element_ends(tail[start:stop], count, what)
 
 
@@ -162,7 +170,8 @@ def decode(model: ModelView, body: Body, header_length: int | None) -> Decoded:
 
 
 def _decode_whole(model: ModelView, body: Body) -> Decoded:
-    return _decode_new(model, body, body[len(body) :])
+    template, tensors, id_json = _decode_new(model, body, body[len(body) :])
+    return template.held(), tensors, id_json
 
 
 def _decode_parts(model: ModelView, text: bytes, tail: Body) -> Decoded:
@@ -174,21 +183,24 @@ def _decode_parts(model: ModelView, text: bytes, tail: Body) -> Decoded:
             return known[0].held(), known[0].split(tail), leading[1]
         if b'"id"' in key:  # it may be another, which counts instead of the first
             leading, key = None, text
-    decoded = _decode_new(model, text, tail)
-    template, _, id_json = decoded
+    template, tensors, id_json = _decode_new(model, text, tail)
     if None not in template.slices and len(key) <= MAX_CACHED_TEXT_BYTES:
         if len(model.templates) >= MAX_CACHED_TEMPLATES:
             model.templates.clear()
         model.templates[key] = (template, id_json if leading is None else b"")
-    return decoded
+    return template.held(), tensors, id_json
 
 
 def _decode_new(model: ModelView, text: Buffer, tail: Body) -> Decoded:
     head = parse_request(text)
-    template = build_template(model, head)
+    try:
+        template = build_template(model, head)
+    except InvalidRequest:
+        check_data(head)  # what is wrong with the JSON itself is told first
+        raise
     whole_tail = None not in template.slices
     tensors = template.split(tail) if whole_tail else _mixed_tensors(model.config, head, template, tail)
-    return template.held(), tensors, msgspec.json.encode(str(head.id))[1:-1]
+    return template, tensors, msgspec.json.encode(str(head.id))[1:-1]
 
 
 def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, tail: Body) -> tuple[Wire, ...]:
@@ -202,7 +214,7 @@ def _mixed_tensors(config: ModelConfig, head: RequestHead, template: Template, t
         if item is not None and template.memory is not None:
             tensors.append(item.read(template.memory))
         elif place is None:
-            what = f"input '{spec.name}' of model '{config.name}'"
+            what = inference_input(config, spec.name)
             tensors.append(wire_from_json(by_name[spec.name].data, spec.datatype, prod(shape), what))
         else:
             tensors.append(tail[place[0] : place[1]])
@@ -214,8 +226,8 @@ def _decode_raw(config: ModelConfig, model: ModelView, body: Body) -> Decoded:
     """A raw request: the body is the model's one input, whose shape follows from its size."""
     if len(config.inputs) != 1:
         raise InvalidRequest(
-            f"a raw request needs a model with one input, '{config.name}' has {len(config.inputs)}; "
-            "send a JSON head and its length in Inference-Header-Content-Length"
+            f"Raw request must only have 1 input (found 1) to be deduced but got {len(config.inputs)} inputs in "
+            f"'{config.name}' model configuration"
         )
     spec = config.inputs[0]
     if spec.datatype == "BYTES":
@@ -234,13 +246,15 @@ def _decode_raw(config: ModelConfig, model: ModelView, body: Body) -> Decoded:
 def _raw_shape(config: ModelConfig, spec: TensorSpec, size_bytes: int) -> Shape:
     whole = config.input_shape(spec)
     if spec.datatype == "BYTES":
+        if prod(spec.dims) != 1 or -1 in spec.dims:
+            raise InvalidRequest(f"For BYTE datatype raw input '{spec.name}', the model must have input shape [1]")
         return (1,) * len(whole)
     if spec.dims.count(-1) and config.batches:
         whole = (1, *spec.dims)
     if whole.count(-1) > 1:
         raise InvalidRequest(
-            f"the shape of raw input '{spec.name}' of model '{config.name}' cannot be deduced: {listed(whole)} has "
-            "more than one free dimension"
+            f"The shape of the raw input '{spec.name}' can not be deduced because there are more than one "
+            "variable-sized dimension"
         )
     unit = byte_size(spec.datatype, [dim for dim in whole if dim != -1])
     count, left = divmod(size_bytes, unit) if unit else (0, size_bytes)
@@ -261,26 +275,14 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
     given = by_name(config, head.inputs)
     if len(given) < len(config.inputs):  # the rest is optional
         config = replace(config, inputs=tuple(spec for spec in config.inputs if spec.name in given))
-    for spec in config.inputs:
-        if given[spec.name].datatype != spec.datatype:
-            raise InvalidRequest(
-                f"inference input '{spec.name}' data-type is '{given[spec.name].datatype}', "
-                f"but model '{config.name}' expects '{spec.datatype}'"
-            )
     shapes = tuple(tuple(given[spec.name].shape) for spec in config.inputs)
     rows = check_rows(config, shapes)
-    for spec, shape in zip(config.inputs, shapes, strict=True):
-        check_shape(config, spec, shape)
     places, tail_bytes = tail_places(head.inputs)
-    for spec, shape in zip(config.inputs, shapes, strict=True):
-        parameters = given[spec.name].parameters
-        size = parameters.binary_data_size
-        if parameters.shared_memory_region is not None:
-            size = parameters.shared_memory_byte_size
-        check_size(config, spec, shape, size)
+    for spec, shape in reversed(list(zip(config.inputs, shapes, strict=True))):  # Triton looks at the last one first
+        check_input(config, spec, shape, given[spec.name])
     slices = tuple(places.get(spec.name) for spec in config.inputs)
     strings = tuple(
-        (*place, prod(shape), f"input '{spec.name}' of model '{config.name}'")
+        (*place, prod(shape), inference_input(config, spec.name))
         for spec, shape, place in zip(config.inputs, shapes, slices, strict=True)
         if spec.datatype == "BYTES" and place is not None and given[spec.name].parameters.binary_data_size is not None
     )
@@ -310,7 +312,8 @@ def _plan_outputs(
     config: ModelConfig, labels: Mapping[str, tuple[str, ...]], asked: list[OutputHead], *, default_binary: bool
 ) -> tuple[OutputPlan, ...]:
     places = {spec.name: index for index, spec in enumerate(config.outputs)}
-    if not asked:
+    unlisted = not asked
+    if unlisted:
         asked = [OutputHead(spec.name) for spec in config.outputs]
     plans: list[OutputPlan] = []
     for item in asked:
@@ -318,8 +321,8 @@ def _plan_outputs(
             raise InvalidRequest(f"unexpected inference output '{item.name}' for model '{config.name}'")
         index = places[item.name]
         if any(plan.index == index for plan in plans):
-            raise InvalidRequest(f"output '{item.name}' appears twice in the request for model '{config.name}'")
-        binary = default_binary if item.parameters.binary_data is None else item.parameters.binary_data
+            raise InvalidRequest(f"output '{item.name}' already exists in request")
+        binary = default_binary if unlisted else bool(item.parameters.binary_data)
         region = item.parameters.shared_memory_region
         plan = OutputPlan(
             index,

@@ -52,22 +52,22 @@ def by_name(config: ModelConfig, inputs: list[InputHead]) -> dict[str, InputHead
     known = {spec.name for spec in config.inputs}
     for item in inputs:
         if item.name in given:
-            raise InvalidRequest(f"input '{item.name}' appears twice in the request for model '{config.name}'")
+            raise InvalidRequest(f"input '{item.name}' already exists in request")
         given[item.name] = item
     optional = config.optional_inputs
+    for name in given:
+        if name not in known and len(known) - len(optional) <= len(given) <= len(known):
+            raise InvalidRequest(f"unexpected inference input '{name}' for model '{config.name}'")
     missing = [spec.name for spec in config.inputs if spec.name not in given and spec.name not in optional]
-    if missing or not given:
+    if missing or len(given) > len(known) or (config.batches and not given):  # nothing would tell the batch size
         expected = f"{len(known)} inputs"
         if optional:
-            expected = f"number of inputs between {max(1, len(known) - len(optional))} and {len(known)}"
+            expected = f"number of inputs between {len(known) - len(optional)} and {len(known)}"
         raise InvalidRequest(
             f"expected {expected} but got {len(given)} inputs for model '{config.name}'. "
             f"Got input(s) {_quoted(given)}, but missing required input(s) {_quoted(missing)}. "
             "Please provide all required input(s)."
         )
-    for name in given:
-        if name not in known:
-            raise InvalidRequest(f"unexpected inference input '{name}' for model '{config.name}'")
     return given
 
 
@@ -80,7 +80,8 @@ def tail_places(inputs: list[InputHead]) -> tuple[dict[str, tuple[int, int]], in
         region = item.parameters.shared_memory_region
         if (size is not None) + (region is not None) + bool(bytes(item.data)) != 1:
             raise InvalidRequest(
-                f"input '{item.name}' must have exactly one of 'data', 'binary_data_size' and 'shared_memory_region'"
+                "Input must set only one of the following fields: 'data', 'binary_data_size' in 'parameters', "
+                f"'shared_memory_region' in 'parameters'. But {_shown_fields(item)}, input '{item.name}'"
             )
         if region is not None:
             places[item.name] = (at, at)
@@ -88,6 +89,17 @@ def tail_places(inputs: list[InputHead]) -> tuple[dict[str, tuple[int, int]], in
             places[item.name] = (at, at + size)
             at += size
     return places, at
+
+
+def _shown_fields(item: InputHead) -> str:
+    """Which of the fields that carry data an input has."""
+    there = {
+        "data": bool(bytes(item.data)),
+        "binary_data_size": item.parameters.binary_data_size is not None,
+        "shared_memory_region": item.parameters.shared_memory_region is not None,
+    }
+    named = [f" '{name}'" for name, is_there in there.items() if is_there]
+    return f"set{''.join(named)}" if named else "no field is set"
 
 
 def memory_inputs(
@@ -103,7 +115,7 @@ def memory_inputs(
                 parameters.shared_memory_region, parameters.shared_memory_offset, parameters.shared_memory_byte_size
             )
             elements = prod(shape) if spec.datatype == "BYTES" else -1
-            item = MemoryInput(place, elements, f"input '{spec.name}' of model '{config.name}'")
+            item = MemoryInput(place, elements, inference_input(config, spec.name))
         found.append(item)
     return tuple(found) if any(found) else ()
 
@@ -144,8 +156,17 @@ def check_shape(config: ModelConfig, spec: TensorSpec, shape: Shape) -> None:
         )
 
 
-def check_size(config: ModelConfig, spec: TensorSpec, shape: Shape, given: int | None) -> None:
-    """Raise InvalidRequest unless the size that a request gives is that of the shape; None: it gives none."""
+def check_input(config: ModelConfig, spec: TensorSpec, shape: Shape, item: InputHead) -> None:
+    """Raise InvalidRequest unless a request's input has the datatype, a shape and the size that the model expects."""
+    if item.datatype != spec.datatype:
+        raise InvalidRequest(
+            f"inference input '{spec.name}' data-type is '{item.datatype}', "
+            f"but model '{config.name}' expects '{spec.datatype}'"
+        )
+    check_shape(config, spec, shape)
+    given = item.parameters.binary_data_size
+    if item.parameters.shared_memory_region is not None:
+        given = item.parameters.shared_memory_byte_size
     if given is None or spec.datatype == "BYTES":
         return
     expected = byte_size(spec.datatype, shape)
@@ -159,6 +180,11 @@ def check_size(config: ModelConfig, spec: TensorSpec, shape: Shape, given: int |
 def shape_key_of(config: ModelConfig, shapes: tuple[Shape, ...]) -> object:
     """Equal for two requests exactly when their rows may share a batch."""
     return tuple(shape[1:] for shape in shapes) if config.batches else shapes
+
+
+def inference_input(config: ModelConfig, name: str) -> str:
+    """An input as Triton names it in errors about its strings."""
+    return f"inference input '{name}' for model '{config.name}'"
 
 
 def listed(shape: Shape) -> str:

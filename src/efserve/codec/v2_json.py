@@ -4,12 +4,13 @@ Unknown fields are ignored, as the protocol asks of servers that know fewer exte
 """
 
 from itertools import chain
+from math import prod
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
 
-from efserve.errors import InvalidRequest
+from efserve.errors import InvalidRequest, WrongJson
 from efserve.inference import Buffer
 from efserve.tensors import NUMPY_DTYPES, encode_bytes
 
@@ -73,6 +74,9 @@ class RequestParameters(msgspec.Struct):
     timeout: Count = 0
 
 
+MAX_NESTING = 100  # of lists in a tensor's data
+_MAX_INT64 = 2**63 - 1
+
 # What msgspec raises for text that is no JSON, no UTF-8, or nested too deeply.
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _head_decoder = msgspec.json.Decoder(RequestHead)
@@ -81,16 +85,40 @@ _head_decoder = msgspec.json.Decoder(RequestHead)
 def parse_request(text: Buffer) -> RequestHead:
     """The JSON part of an inference request; InvalidRequest names the place that is wrong."""
     try:
-        return _head_decoder.decode(text)
+        head = _head_decoder.decode(text)
     except _UNREADABLE as exc:
         raise InvalidRequest(f"failed to parse the request JSON: {exc}") from exc
+    for item in head.inputs:
+        _check_dims(item)
+    return head
+
+
+def _check_dims(item: InputHead) -> None:
+    """Raise unless the shape can be one, in Triton's words; sizes of data that is not JSON are checked against it."""
+    if any(dim < 0 for dim in item.shape):
+        raise WrongJson("Unable to parse 'shape': attempt to access JSON non-unsigned-integer as unsigned-integer")
+    count, unit = prod(item.shape), NUMPY_DTYPES[item.datatype].itemsize if item.datatype in NUMPY_DTYPES else 1
+    if not bytes(item.data) or count * unit <= _MAX_INT64:
+        return
+    if count > _MAX_INT64:
+        raise InvalidRequest(
+            f"invalid shape for input '{item.name}': shape [{','.join(map(str, item.shape))}] causes total element "
+            f"count to exceed maximum size of {_MAX_INT64}"
+        )
+    raise InvalidRequest(
+        f"byte size overflow for input '{item.name}': element count ({count}) * data type size ({unit}) exceeds "
+        f"maximum allowed size ({_MAX_INT64})"
+    )
 
 
 def parse_parameters(parameters: dict[str, Any]) -> RequestParameters:
     """The reserved parameters; InvalidRequest for a wrong type, or a name that is reserved for the server."""
     for key in parameters:
         if key.startswith("triton_") and key != "triton_enable_empty_final_response":
-            raise InvalidRequest(f"parameter '{key}': keys starting with 'triton_' are reserved for the server")
+            raise InvalidRequest(
+                "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys "
+                f"starting with 'triton_' are allowed: triton_enable_empty_final_response, got: {key}"
+            )
     try:
         return msgspec.convert(parameters, RequestParameters)
     except msgspec.ValidationError as exc:
@@ -112,10 +140,13 @@ def wire_from_json(data: msgspec.Raw, datatype: str, count: int, what: str) -> b
     except _UNREADABLE as exc:
         raise InvalidRequest(f"{what}: {exc}") from exc
     if datatype in ("FP16", "BF16"):
-        raise InvalidRequest(f"{what}: {datatype} has no JSON form; send it with the binary data extension")
+        raise InvalidRequest(
+            f"receiving {datatype} data via JSON is not supported. Please use the binary data format for "
+            f"{what.removeprefix('inference ')}"
+        )
     values = _flat(values if isinstance(values, list) else [values], what)
     if len(values) != count:
-        raise InvalidRequest(f"{what}: data holds {len(values)} elements, its shape needs {count}")
+        raise _wrong_count(len(values), datatype, count, what)
     if datatype == "BYTES":
         _require(values, (str,), datatype, what)
         return encode_bytes([value.encode() for value in values])
@@ -128,9 +159,34 @@ def wire_from_json(data: msgspec.Raw, datatype: str, count: int, what: str) -> b
     return _numbers(values, datatype, what)
 
 
+def check_data(head: RequestHead) -> None:
+    """Raise for the first input whose JSON data cannot be what its own datatype and shape say."""
+    for item in head.inputs:
+        is_json = bytes(item.data) and item.parameters == InputParameters()
+        if is_json and item.datatype in NUMPY_DTYPES and item.datatype != "BYTES":
+            wire_from_json(item.data, item.datatype, prod(item.shape), f"input '{item.name}'")
+
+
+def _wrong_count(given: int, datatype: str, count: int, what: str) -> InvalidRequest:
+    """The error for JSON data of another number of elements, in Triton's words."""
+    if datatype == "BYTES" and given < count:
+        return InvalidRequest(f"expected {count} string elements for {what}, got {given}")
+    if datatype == "BYTES":
+        return InvalidRequest(f"unexpected number of string elements {count + 1} for {what}, expecting {count}")
+    if given < count:
+        return WrongJson("Failed to parse 'data' field: shape does not match true shape")
+    return WrongJson("Unable to parse 'data': Shape does not match true shape of 'data' field")
+
+
 def _flat(values: list[Any], what: str) -> list[Any]:
     """Nested lists as one flat list."""
+    levels = 1
     while values and isinstance(values[0], list):
+        levels += 1
+        if levels >= MAX_NESTING:
+            raise InvalidRequest(
+                f"Unable to parse 'data': JSON nesting depth exceeds maximum allowed limit ({MAX_NESTING}), {what}"
+            )
         if not all(isinstance(value, list) for value in values):
             raise InvalidRequest(f"{what}: data mixes lists and values at one level")
         values = list(chain.from_iterable(values))

@@ -68,6 +68,12 @@ def _devices(text: str) -> tuple[int, str]:
     help="Folder of profiles, as `efserve profile` writes it.",
 )
 @click.option(
+    "--precision",
+    type=click.Choice(["fp16", "bf16", "int8"]),
+    multiple=True,
+    help="MODEL_fp16 and so on may run in the place of MODEL, which changes its answers a little; repeatable.",
+)
+@click.option(
     "--policy",
     type=click.Choice(["best", "gpulet", "temporal", "static", "exhaustive"]),
     default="best",

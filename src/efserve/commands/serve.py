@@ -113,7 +113,11 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 )
 @click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key (PEM).")
 @click.option(
-    "--max-request-bytes", type=click.IntRange(1), default=64 * 2**20, help="Largest request body.  [default: 64 MiB]"
+    "--max-request-bytes",
+    "--http-max-input-size",
+    type=click.IntRange(1),
+    default=64 * 2**20,
+    help="Largest request body.  [default: 64 MiB]",
 )
 @click.option(
     "--mps",
@@ -181,6 +185,13 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     "--trace-file",
     type=click.Path(path_type=Path),
     help="Write traces of requests here, a line of JSON each, where trace settings ask for them.  [default: the log]",
+)
+@click.option(
+    "--trace-config",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Trace settings at the start, in Triton's words: level=TIMESTAMPS, rate=1, count=100, triton,file=FILE, "
+    "triton,log-frequency=50; repeatable.",
 )
 @click.option(
     "--ready-file",

@@ -20,6 +20,9 @@ def _say_nothing(text: str) -> None:
     pass
 
 
+_SUFFIXES = {".onnx", ".pt", ".py", ".plan"}  # of which each means a kind of model
+
+
 @dataclass(frozen=True, slots=True)
 class Remark:
     """What the user should know of how a model runs."""
@@ -42,9 +45,14 @@ class Source:
     keeps: bool = True  # engines may keep optimized forms of the model, beside it or in the user's cache
     on_progress: Callable[[str], object] = _say_nothing  # told how far a long load is, every few seconds
 
-    def file(self, default_name: str) -> Path:
-        """The model file; LoadFailed when there is none."""
-        path = self.folder / (self.config.default_model_filename or default_name)
+    def file(self, default_name: str, *also: str) -> Path:
+        """The model file: the config's, unless its suffix is another engine's; LoadFailed when there is none.
+
+        An engine takes files with the suffix of `default_name`, those `also` given, and those of no engine.
+        """
+        given = self.config.default_model_filename
+        is_others = Path(given).suffix in _SUFFIXES - {Path(default_name).suffix, *also}
+        path = self.folder / (given if given and not is_others else default_name)
         if not path.is_file():
             there = ", ".join(sorted(entry.name for entry in self.folder.iterdir())) if self.folder.is_dir() else ""
             raise LoadFailed(f"there is no file {path.name} in {self.folder}; files there: {there or 'none'}")

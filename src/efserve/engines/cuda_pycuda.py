@@ -22,6 +22,7 @@ class PycudaDevice:
         device = cuda.Device(0)
         self.name: str = device.name()
         self.compute_capability = ".".join(map(str, device.compute_capability()))
+        self._keeps_context = keeps_context
         if keeps_context:
             self._context = cuda.Context.attach()
         else:
@@ -75,4 +76,7 @@ class PycudaDevice:
         for allocation in self._allocations:
             allocation.free()
         self._allocations.clear()
-        self._context.detach()
+        if self._keeps_context:
+            self._context.detach()
+        else:
+            cuda.Context.pop()  # the library lets go of a primary context with the last object that needs it

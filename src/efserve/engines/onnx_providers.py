@@ -53,7 +53,12 @@ def with_options(
 ) -> Providers:
     """The providers as a session takes them; the process sees one GPU, so it is device 0."""
     options: dict[str, dict[str, str]] = {
-        CUDA: {"device_id": "0", "arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "EXHAUSTIVE"},
+        CUDA: {
+            "device_id": "0",
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "EXHAUSTIVE",
+            "use_tf32": "0",  # fp32 shall be fp32
+        },
         TENSORRT: {
             "device_id": "0",
             "trt_engine_cache_enable": "True",

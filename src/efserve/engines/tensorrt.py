@@ -83,7 +83,7 @@ def load(source: Source) -> TensorRtEngine:
     device = PycudaDevice(driver, keeps_context=source.partition.means == "green")
     library = TensorRt(tensorrt)
     machine = Machine(device.name, device.compute_capability, library.version)
-    path = source.file("model.onnx")
+    path = source.file("model.onnx", ".plan")
     if path.suffix == ".onnx":
         plan, config, remark = _from_onnx(source, path, library, machine)
     else:

@@ -4,8 +4,10 @@ Names and arguments checked in the source of the bindings of 10.0.1, 10.16 and 1
 networks only, so that is what 10 is asked for, too; a model's precision is the precision of its file.
 """
 
+import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -67,7 +69,8 @@ class TensorRt:
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         self._parse(trt.OnnxParser(network, self._logger), task)
         config = builder.create_builder_config()
-        monitor = _monitor(trt, tell)  # must outlive the build
+        is_given_up = threading.Event()
+        monitor = _monitor(trt, tell, is_given_up)  # must outlive the build
         config.progress_monitor = monitor
         config.clear_flag(trt.BuilderFlag.TF32)  # which is on by itself: fp32 shall be fp32
         if task.workspace_bytes:
@@ -81,7 +84,7 @@ class TensorRt:
             profile.set_shape(each.name, each.least, each.best, each.most)
         config.add_optimization_profile(profile)
         self._said.clear()
-        plan = builder.build_serialized_network(network, config)
+        plan = _interruptible(lambda: builder.build_serialized_network(network, config), is_given_up)
         if plan is None:
             raise LoadFailed(f"TensorRT cannot build a plan of {task.onnx_file.name}: {self.said}")
         return Built(bytes(plan), bytes(cache.serialize()))
@@ -175,7 +178,23 @@ def _logger(trt: Any, said: list[str]) -> Any:
     return Logger()
 
 
-def _monitor(trt: Any, tell: Callable[[str], object]) -> Any:
+def _interruptible(build: Callable[[], Any], is_given_up: threading.Event) -> Any:
+    """A build, of which Ctrl-C gives up the rest: in a thread, for no signal reaches Python within the library.
+
+    In a worker, which ignores Ctrl-C and is killed where nobody wants it, it runs as it is. The thread has the primary
+    context, as CUDA's runtime gives it to every thread that has none.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        return build()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            return pool.submit(build).result()
+        except BaseException:
+            is_given_up.set()  # the pool waits until the library has noticed
+            raise
+
+
+def _monitor(trt: Any, tell: Callable[[str], object], is_given_up: threading.Event) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # a class of the library
         """Tells the outermost phases, which come from several threads of the builder."""
 
@@ -195,7 +214,7 @@ def _monitor(trt: Any, tell: Callable[[str], object]) -> Any:
                 if now_s - self._told_s >= _TELL_S:
                     self._told_s = now_s
                     tell(f"builds its TensorRT plan: {phase_name}, step {step + 1} of {self._steps.get(phase_name, 0)}")
-            return True
+            return not is_given_up.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
             with self._lock:

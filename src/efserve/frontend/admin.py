@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from efserve.codec.v2_json import parse_as
-from efserve.errors import Forbidden, InvalidRequest, Unauthorized, Unavailable, Unsupported, UsageError
+from efserve.errors import Forbidden, InvalidRequest, NotFound, Unauthorized, Unavailable, Unsupported, UsageError
 from efserve.frontend.responses import Response, json_response
 from efserve.frontend.service import LoadOverrides, LogSettings, ModelControl, TraceSettings
 from efserve.inference import Body
@@ -64,7 +64,7 @@ class Admin:
         def trace(names: Names, body: Body) -> Response:
             model = names.get("M", "")
             if model:
-                find(model)
+                _check_known(find, model)
             if self.traces is None:
                 raise Unsupported("trace settings are not offered by this server")
             if len(body):
@@ -127,6 +127,13 @@ def read_token(path: Path | None) -> str:
     if not token:
         raise UsageError(f"--admin-token-file {path} is empty; expected a token, such as from `openssl rand -hex 32`")
     return token
+
+
+def _check_known(find: Callable[[str], object], model: str) -> None:
+    try:
+        find(model)
+    except NotFound as exc:
+        raise InvalidRequest(f"Request for unknown model : {model}") from exc
 
 
 def _without_body(route: SmallRoute) -> SmallRoute:

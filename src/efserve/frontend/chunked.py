@@ -4,6 +4,7 @@ from efserve.codec.compression import body_too_large
 from efserve.errors import InvalidRequest
 
 MAX_LINE_BYTES = 4096  # a chunk's size with its extensions, or one trailer
+MAX_CHUNKS = 65_536  # Triton's limit
 MAX_TRAILER_BYTES = 16 * 1024
 _HEX = frozenset(b"0123456789abcdefABCDEF")
 
@@ -19,6 +20,7 @@ class ChunkedDecoder:
         self.complete = False
         self._max_bytes = max_bytes
         self._line = bytearray()
+        self._chunks = 0
         self._left = 0  # bytes of the current chunk, its CR LF included
         self._trailer_bytes = -1  # -1: not in the trailer yet
 
@@ -70,6 +72,12 @@ class ChunkedDecoder:
             raise body_too_large(self._max_bytes)
         else:
             self._left = size + 2
+            self._chunks += 1
+            if self._chunks > MAX_CHUNKS:
+                raise InvalidRequest(
+                    f"Chunked request body exceeds maximum of {MAX_CHUNKS} non-empty chunks. Send fewer or larger HTTP "
+                    "chunks."
+                )
 
     def _read_trailer(self, line: bytes) -> None:
         self.complete = not line

@@ -73,6 +73,7 @@ def parse_head(text: bytes) -> Head:
         raise InvalidRequest("malformed HTTP request: a line does not end with CR LF")
     events = _Events()
     parser = httptools.HttpRequestParser(events)
+    parser.set_dangerous_leniencies(lenient_chunked_length=True)  # such a connection is closed, see `_read_headers`
     try:
         parser.feed_data(text)
     except httptools.HttpParserUpgrade:
@@ -86,7 +87,9 @@ def parse_head(text: bytes) -> Head:
     head.content_encoding = events.all_of(b"content-encoding").strip().lower()
     head.accept_encoding = events.all_of(b"accept-encoding").lower()
     head.authorization = events.all_of(b"authorization").strip()
-    head.connection_line = _connection_line(parser.get_http_version(), events.all_of(b"connection"))
+    head.connection_line = head.connection_line or _connection_line(
+        parser.get_http_version(), events.all_of(b"connection")
+    )
     if parser.get_http_version() == "1.0":
         if head.chunked:
             raise InvalidRequest("malformed HTTP request: Transfer-Encoding in HTTP/1.0")
@@ -143,8 +146,9 @@ def _read_headers(head: Head, headers: list[tuple[bytes, bytes]]) -> None:
             head.header_length = _length(name, value)
         elif name == b"expect":
             head.expect = value.strip().lower()
-    if {b"content-length", b"transfer-encoding"} <= seen:
-        raise InvalidRequest("malformed HTTP request: both Content-Length and Transfer-Encoding are given")
+    if head.chunked and b"content-length" in seen:
+        # Chunks decide, as RFC 9112 (6.3) has it, and nothing behind them is read: a proxy may have gone by the length.
+        head.content_length, head.connection_line = 0, CLOSE_LINE
 
 
 def _is_chunked(value: bytes) -> bool:

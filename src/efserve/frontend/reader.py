@@ -131,7 +131,7 @@ class RequestReader:
         size, limit = head.content_length, self._max_body_bytes
         self._head = head
         if size > limit:
-            raise body_too_large(limit, size)
+            raise body_too_large(limit, size, is_raw=head.header_length == 0)
         if head.expect not in (b"", b"100-continue"):
             raise InvalidRequest(f"Expect is {head.expect.decode('latin-1')!r}, only '100-continue' is known")
         self.expects_continue = bool(head.expect) and (head.chunked or size > 0)

@@ -13,7 +13,7 @@ from efserve import __version__
 from efserve.codec.compression import inflate
 from efserve.codec.v2_json import parse_as
 from efserve.codec.v2_models import index_entry, model_metadata, server_metadata, statistics
-from efserve.errors import EfserveError, NotFound, Unavailable, Unsupported
+from efserve.errors import EfserveError, InvalidRequest, NotFound, Unavailable, Unsupported
 from efserve.frontend.admin import Admin, Guarded, Methods, Names, Result, SmallRoute
 from efserve.frontend.connection import Exchange
 from efserve.frontend.heads import Head
@@ -131,7 +131,12 @@ class Routes:
         return Response() if self._service.ready() else error_response(400, "server is not ready")
 
     def _index(self, names: Names, body: Body) -> Response:
-        request = parse_as(IndexRequest, body, "the repository index request") if len(body) else IndexRequest()
+        try:
+            request = parse_as(IndexRequest, body, "the repository index request") if len(body) else IndexRequest()
+        except InvalidRequest as exc:
+            if isinstance(exc.__cause__, (msgspec.ValidationError, RecursionError)):
+                raise InvalidRequest("Invalid value for 'ready': expected a boolean") from exc
+            raise
         entries = self._service.index(request.ready)
         return json_response([index_entry(e.name, e.version, e.state, e.reason) for e in entries])
 

@@ -37,6 +37,7 @@ class Placement:
     cores: tuple[int, ...]  # that it is pinned to, as read back; empty: it is not pinned
     device: str = "cpu"  # or the uuid of a GPU
     threads: int = 1  # of its engine
+    process_threads: int = 0  # that its process had when it was ready, the engine's among them
     share_pct: float = 0.0  # that was asked for; 0: none
     obtained_pct: float = 0.0  # of the device, as read back; 0: not known
     sm_count: int = 0  # SMs that it sees; 0: not on a GPU

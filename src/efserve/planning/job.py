@@ -8,7 +8,16 @@ from efserve.planning.check import check
 from efserve.planning.here import Kind, kinds_here
 from efserve.planning.interference import Interference, read_interference, slowed
 from efserve.planning.options import PlanConfig
-from efserve.planning.plan import Capacity, Demand, Device, Plan, Problem, plan_json, read_plan
+from efserve.planning.plan import (
+    Capacity,
+    Demand,
+    Device,
+    Plan,
+    Problem,
+    engine_and_precision,
+    plan_json,
+    read_plan,
+)
 from efserve.planning.policies import make_plan
 from efserve.planning.tables import kinds, read_capacities
 from efserve.planning.workload import merged, read_workload
@@ -47,7 +56,12 @@ def _interference(config: PlanConfig, kind: str) -> Interference | None:
 def _planned(config: PlanConfig) -> PlanResult:
     devices = _devices(config)
     kind = devices[0].kind
-    capacities = read_capacities(config.profiles, kind)
+    allowed = ("", *config.precision)
+    capacities = tuple(
+        capacity
+        for capacity in read_capacities(config.profiles, kind)
+        if engine_and_precision(capacity.engine)[1] in allowed
+    )
     interference = _interference(config, kind)
     problem = Problem(
         demands=_demands(config, capacities),

@@ -14,6 +14,7 @@ class PlanConfig:
     devices: tuple[int, str] = (0, "")  # count and kind; 0: this machine's; no kind: its own, or the only one profiled
     memory_mb: float = 0.0
     profiles: Path = Path("profiled_data")
+    precision: tuple[str, ...] = ()
     policy: str = "best"
     max_partitions: int = 0
     headroom_pct: float = 0.0

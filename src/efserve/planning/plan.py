@@ -17,6 +17,15 @@ MEMORY_LIMIT_PCT = 90.0  # of a device's memory may be planned
 MAX_TENANTS = 3  # models that share one partition in time, but for the policy `temporal`
 
 
+def engine_and_precision(engine: str) -> tuple[str, str]:
+    """`onnx:int8`, an engine as plans name it, in its parts; no precision where the model's own file runs.
+
+    With a precision it is the model called `<name>_<precision>` that runs, in the place of the one that is asked for.
+    """
+    name, _, precision = engine.partition(":")
+    return name, precision
+
+
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What one model must carry."""
@@ -30,7 +39,8 @@ class Demand:
 class Point:
     """A measured way to run a model: `processes` of it side by side on a share, each with batches of `batch`.
 
-    `latency_ms` is what plans count on; mean and deviation are for the simulator.
+    `latency_ms`, the 99th percentile where percentiles are known, is what plans count on; the others are for the
+    simulator.
     """
 
     share_pct: float
@@ -42,6 +52,8 @@ class Point:
     utilization_pct: float = 0.0
     mean_ms: float = 0.0  # of the same batch; 0: as `latency_ms`
     std_ms: float = 0.0
+    p50_ms: float = 0.0  # 0: not known, as is `p90_ms`
+    p90_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

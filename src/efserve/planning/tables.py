@@ -6,6 +6,8 @@ from efserve.errors import UsageError
 from efserve.planning.plan import Capacity, Point
 from efserve.profiles import ProfileRow, read_profile
 
+PRECISIONS = ("fp16", "bf16", "int8")  # of models called `<name>_<precision>`
+
 
 def kinds(root: Path) -> list[str]:
     """The kinds of device of which profiles lie below `root`, in the order of their names."""
@@ -19,10 +21,20 @@ def read_capacities(root: Path, kind: str) -> tuple[Capacity, ...]:
         there = ", ".join(kinds(root)) or "none"
         raise UsageError(f"no profiles of {kind!r} in {root}; there: {there}; `efserve profile --grid` makes them")
     profiles = [read_profile(path) for path in paths]
-    return tuple(
+    own = tuple(
         Capacity(profile.facts.model, profile.facts.engine, tuple(_point(row) for row in profile.rows))
         for profile in profiles
     )
+    tensors = {profile.facts.model: profile.facts.inputs for profile in profiles}
+    return (*own, *(found for capacity in own if (found := _in_place(capacity, tensors)) is not None))
+
+
+def _in_place(capacity: Capacity, tensors: dict[str, dict[str, str]]) -> Capacity | None:
+    """What a model in another precision can do in the place of the one that it was made from, for the same inputs."""
+    original, _, precision = capacity.model.rpartition("_")
+    if precision not in PRECISIONS or tensors.get(original) != tensors[capacity.model]:
+        return None
+    return Capacity(original, f"{capacity.engine}:{precision}", capacity.points)
 
 
 def _point(row: ProfileRow) -> Point:
@@ -41,4 +53,6 @@ def _point(row: ProfileRow) -> Point:
         utilization_pct=row.utilization_pct,
         mean_ms=row.mean_ms + way_ms,
         std_ms=row.std_ms,
+        p50_ms=row.p50_ms + way_ms,
+        p90_ms=row.p90_ms + way_ms,
     )

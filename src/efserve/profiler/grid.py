@@ -134,7 +134,9 @@ class _Run:
                     profile_facts = facts_of(profile.target, facts, self._device.facts, self._machine, self._config)
                     remark = profile.open(profile_facts, facts, stack)
                     self._planned_rows[profile.target.name] = sum(len(profile.missing(s)) for s in self._shares)
-                    self._tell(f"{what}: loaded", remark)
+                    warnings = [f"{profile.target.name}: {told.text}" for told in facts.remarks if told.is_warning]
+                    for text in (remark, *warnings):
+                        self._tell(f"{what}: loaded", text)
                 await self._measure_batches(profile, share, what, (worker, facts, feeder))
 
     async def _measure_batches(

@@ -81,7 +81,7 @@ def placements_table(plan: Plan) -> Table:
                 _short(placement.device, 20) if at == 0 else "",
                 f"{placement.share_pct:.3g}" if at == 0 else "",
                 Text(_short(tenant.model, 18), style=_colours(plan)[tenant.model]),
-                _short(tenant.engine, 8),
+                _short(tenant.engine, 10),
                 str(tenant.batch),
                 str(tenant.processes),
                 f"{placement.cycle_ms:.3g}" if at == 0 else "",

@@ -6,7 +6,7 @@ A load starts new workers beside the old ones and switches when they are ready; 
 import asyncio
 import logging
 from collections.abc import Collection, Coroutine, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +15,7 @@ from efserve.devices.cpu import available_cores
 from efserve.errors import EfserveError, InvalidRequest, LoadFailed, Unavailable, UsageError
 from efserve.frontend.service import LoadOverrides
 from efserve.planning.plan import read_plan
-from efserve.repository import ModelFolder, ModelVersion, fingerprint, model_folders, read_labels, scan
+from efserve.repository import ModelFolder, fingerprint, model_folders, read_labels, scan
 from efserve.room import room_here
 from efserve.server.allotment import Allotment, Allotted, check_names
 from efserve.server.catalog import Catalog
@@ -36,6 +36,8 @@ class _Candidate:
 
     folder: ModelFolder
     place: "TemporaryDirectory[str] | None" = None  # its files, where they came with the request
+    config_json: str = ""  # its config, where that came with a request
+    seen: object = None  # fingerprint of its files, where they are the repository's
 
 
 def repository_names(options: ServeConfig) -> list[str]:
@@ -58,6 +60,7 @@ class RepositoryControl:
         self._locks: dict[str, asyncio.Lock] = {}
         self._places: dict[str, TemporaryDirectory[str]] = {}  # of models whose files came with a request
         self._seen: dict[str, object] = {}  # fingerprints of what was last loaded or tried, in mode poll
+        self._overridden: dict[str, tuple[str, object]] = {}  # configs that came with a request, fingerprints of files
         self._tasks: set[asyncio.Task[None]] = set()
         self._starts = asyncio.Semaphore(max(2, len(available_cores())))
 
@@ -122,8 +125,11 @@ class RepositoryControl:
 
         Returns when the new workers take the requests. Raises LoadFailed or InvalidRequest; then all is as before.
         """
-        self._check_explicit(name)
-        check_files(overrides.files, has_config=bool(overrides.config_json))
+        self._check_explicit()
+        if not name.strip():
+            raise InvalidRequest("Model name cannot be empty. Please enter a valid name to deploy.")
+        if name.strip() in (".", "..") or "/" in name or "\0" in name:
+            raise InvalidRequest(f"invalid model name '{name}', model name must not contain path traversal characters")
         await self._finish(self._load(name, overrides))
 
     async def unload(self, name: str) -> None:
@@ -131,21 +137,17 @@ class RepositoryControl:
 
         Returns when its memory has been given back, or at once while requests are still in flight.
         """
-        self._check_explicit(name)
+        self._check_explicit()
         await self._finish(self._unload(name))
 
-    def _check_explicit(self, name: str) -> None:
+    def _check_explicit(self) -> None:
         if self._options.model_control_mode != "explicit":
             raise Unavailable("explicit model load / unload is not allowed if polling is enabled")
-        if not name.strip() or "/" in name or name in (".", "..") or "\0" in name:
-            raise InvalidRequest(f"invalid model name '{name}', model name must not contain path traversal characters")
 
     async def _load(self, name: str, overrides: LoadOverrides) -> None:
         async with self._lock(name):
             try:
                 candidate = await asyncio.to_thread(self._read, name, overrides)
-            except InvalidRequest:
-                raise
             except EfserveError as exc:
                 raise LoadFailed(f"failed to load '{name}', failed to poll from model repository: {exc}") from exc
             held = self.allotment.held(name)
@@ -166,12 +168,14 @@ class RepositoryControl:
             if not fresh:
                 before = self._catalog.replace(name, versions)
             self._retire(before, self._places.pop(name, None))
+            self._overridden[name] = (candidate.config_json, candidate.seen)
             if candidate.place:
                 self._places[name] = candidate.place
             log.info("model=%s loaded, versions %s", name, [version.version for version in versions])
 
     async def _unload(self, name: str) -> None:
         async with self._lock(name):
+            self._overridden.pop(name, None)
             before = self._catalog.replace(name, ())
             held = self.allotment.held(name)
             busy = any(not version.is_idle for version in before)
@@ -181,9 +185,23 @@ class RepositoryControl:
             await task
         log.info("model=%s unloaded", name)
 
+    def _retained(self, name: str, overrides: LoadOverrides) -> LoadOverrides:
+        """What a load stands for: one without parameters keeps the config that came with an earlier one.
+
+        As long as the model has not been unloaded, nor its files changed.
+        """
+        config_json, seen = self._overridden.get(name, ("", None))
+        path = model_folders(self._options.model_repository).get(name)
+        if overrides != _NO_OVERRIDES or not config_json or path is None or fingerprint(path) != seen:
+            return overrides
+        return LoadOverrides(config_json)
+
     def _read(self, name: str, overrides: LoadOverrides) -> _Candidate:
         """The model as the repository and the request have it; runs in a thread, as it reads and writes files."""
+        overrides = self._retained(name, overrides)
+        check_files(overrides.files, has_config=bool(overrides.config_json))
         place = write_files(name, overrides.files) if overrides.files else None
+        seen: object = None
         try:
             if place is not None:
                 folder = read_overridden(Path(place.name, name), overrides)
@@ -191,9 +209,10 @@ class RepositoryControl:
                 path = model_folders(self._options.model_repository).get(name)
                 if path is None or not self._may_serve(name):
                     raise LoadFailed(f"model '{name}' is in no model repository")
+                seen = fingerprint(path)
                 folder = read_overridden(path, overrides)
             _check_versions(folder)
-            return _Candidate(folder, place)
+            return _Candidate(folder, place, overrides.config_json, seen)
         except EfserveError:
             if place is not None:
                 place.cleanup()
@@ -253,21 +272,19 @@ class RepositoryControl:
 
     def _versions(self, folder: ModelFolder, allotted: Allotted) -> list[ServedVersion]:
         numbers = _check_versions(folder)
-        if allotted.planned is not None:
-            numbers = numbers[-1:]  # the one that was profiled
         labels = read_labels(folder.path, folder.config)
-        found = [allotted.of(self._resolved(folder, number, allotted)) for number in numbers]
+        planned = allotted.planned
+        if planned is not None:  # the latest version, which was profiled
+            planned = planned.with_files(folder, model_folders(self._options.model_repository))
+            first = next(iter(planned.files.values()))
+            config = replace(first.config, name=folder.name)
+            found = [replace(first, model=folder.name, version=str(numbers[-1]), config=config)]
+        else:
+            found = [folder.resolve(number, self._options.engine_for(folder, number)) for number in numbers]
         return [
-            ServedVersion(version, labels, self._options, allotted.partitions, self._shared, allotted.planned)
+            ServedVersion(allotted.of(version), labels, self._options, allotted.partitions, self._shared, planned)
             for version in found
         ]
-
-    def _resolved(self, folder: ModelFolder, number: int, allotted: Allotted) -> ModelVersion:
-        """A version with what runs it; where a plan names several engines, with the first of them."""
-        if allotted.planned is None:
-            return folder.resolve(number, self._options.engine_for(folder, number))
-        first, *_ = [folder.resolve(number, engine) for engine in allotted.planned.engines]  # each must have its file
-        return first
 
     async def _start(self, versions: Collection[ServedVersion]) -> None:
         # First, for a worker that misses its daemon runs without it and says nothing.

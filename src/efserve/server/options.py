@@ -45,6 +45,7 @@ class ServeConfig:
     allow_client_shm: bool = False
     admin_token_file: Path | None = None
     trace_file: Path | None = None
+    trace_config: tuple[str, ...] = ()  # KEY=VALUE, as Triton's
     ready_file: Path | None = None
     exit_on_error: bool = False
     exit_with_parent: bool = False

@@ -19,6 +19,7 @@ def placement_of(model: str, version: str, instance: int, worker: Worker) -> Pla
         cores=obtained.cores if partition.cores else (),
         device=partition.device,
         threads=partition.threads,
+        process_threads=obtained.threads,
         share_pct=partition.share_pct,
         obtained_pct=partition.obtained_pct(obtained) if partition.share_pct else 0.0,
         sm_count=obtained.sm_count,

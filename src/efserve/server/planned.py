@@ -1,16 +1,18 @@
 """A plan on this machine: which partition each of its workers gets, and what a served version must know of its plan."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from efserve.asks import Ask
 from efserve.devices.cpu import available_cores, cpu_model, cpu_slug
-from efserve.errors import UsageError
+from efserve.errors import LoadFailed, UsageError
 from efserve.model_config import ModelConfig
 from efserve.partition import CPU, Partition
 from efserve.placing import place
 from efserve.planned import PlannedWorker, planned_config, planned_router, planned_workers
-from efserve.planning.plan import Plan
+from efserve.planning.plan import Plan, engine_and_precision
+from efserve.repository import ModelFolder, ModelVersion, read_model
 from efserve.room import Room
 from efserve.routing import Action, Router, pass_on
 from efserve.turns import Terms, Turns
@@ -39,10 +41,12 @@ class Carriers:
 class PlannedModel:
     """One model of a plan that is served: its workers, in the order of its partitions."""
 
+    name: str
     workers: tuple[PlannedWorker, ...]
     slo_ms: float
     late: str
     carriers: Carriers
+    files: dict[str, ModelVersion] = field(default_factory=dict)  # by engine, as the plan names it
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -55,12 +59,41 @@ class PlannedModel:
         return max(worker.terms.rows for worker in self.workers)
 
     def spec(self, at: int, spec: WorkerSpec) -> WorkerSpec:
-        """The spec of the `at`-th worker."""
-        return replace(spec, engine=self.workers[at].facts.engine, force_max_batch=self.rows, slots=1)
+        """The spec of the `at`-th worker, whose file must be known."""
+        found = self.files[self.workers[at].facts.engine]
+        return replace(
+            spec,
+            config=found.config,
+            version=found.version,
+            folder=found.folder,
+            engine=found.engine,
+            force_max_batch=self.rows,
+            slots=1,
+        )
 
     def config(self, config: ModelConfig) -> ModelConfig:
-        """The model's config as it is served."""
-        return planned_config(config, self.rows)
+        """The model's config as it is served, from that of any of its workers."""
+        return planned_config(replace(config, name=self.name), self.rows)
+
+    def with_files(self, folder: ModelFolder, folders: Mapping[str, Path]) -> "PlannedModel":
+        """The model with the files of its engines, out of its own folder and those of its other precisions.
+
+        Raises LoadFailed or ConfigError where one is not there, or takes other tensors.
+        """
+        files = {}
+        for asked in self.engines:
+            engine, precision = engine_and_precision(asked)
+            source = folder
+            if precision:
+                path = folders.get(f"{folder.name}_{precision}")
+                if path is None:
+                    raise LoadFailed(f"the plan wants '{folder.name}' in {precision}; `efserve convert` makes one")
+                source = read_model(path)
+                if (source.config.inputs, source.config.outputs) != (folder.config.inputs, folder.config.outputs):
+                    raise LoadFailed(f"'{source.name}' takes or gives other tensors than '{folder.name}'")
+            numbers = source.served_versions() or source.versions
+            files[asked] = source.resolve(numbers[-1], engine)
+        return replace(self, files=files)
 
     def router(self, config: ModelConfig, carry_out: Callable[[Sequence[Action]], None]) -> Router:
         """The model's router, whose turns `carry_out` is told of."""
@@ -102,7 +135,7 @@ def place_plan(plan: Plan, late: str, room: Room) -> PlacedPlan:
     slos_ms = {demand.model: demand.slo_ms for demand in plan.demands}
     models = {
         name: (
-            PlannedModel(tuple(workers), slos_ms[name], late, carriers),
+            PlannedModel(name, tuple(workers), slos_ms[name], late, carriers),
             tuple(partitions[worker.placement] for worker in workers),
         )
         for name, workers in planned_workers(plan).items()

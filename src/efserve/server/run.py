@@ -30,7 +30,7 @@ from efserve.server.logs import LogSettings
 from efserve.server.metrics_port import MetricsPort
 from efserve.server.options import ServeConfig
 from efserve.server.shared import Shared, mps_service
-from efserve.server.tracing import Tracer
+from efserve.server.tracing import Tracer, read_trace_config
 from efserve.server.version import VersionState
 from efserve.transport.regions import ClientRegions
 from efserve.worker.spec import WorkerFacts
@@ -94,7 +94,7 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
     catalog = Catalog(partial(repository_names, config))
     shared = Shared(
         ClientRegions(allowed=config.allow_client_shm),
-        Tracer(config.trace_file),
+        Tracer(*read_trace_config(config.trace_config, config.trace_file)),
         ResponseCache(config.cache_bytes) if config.cache_bytes else None,
         mps_service(config.mps),
     )

@@ -5,7 +5,7 @@ its tensors, whose values, shapes and datatypes are strings as Triton writes the
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from efserve.errors import InvalidRequest, Unsupported
+from efserve.errors import InvalidRequest, Unsupported, UsageError
 from efserve.inference import BatchTiming, InferRequest, Outcome, Wire
 from efserve.model_config import ModelConfig
 from efserve.tensors import ABSENT_DIM, Shape, TensorSpec, to_array
@@ -39,22 +39,47 @@ class TraceSetting:
         return self.trace_level != ("OFF",) and self.trace_rate > 0 and self.trace_count != 0
 
 
-_DEFAULT = TraceSetting()
+_OPTIONS = {"rate": "trace_rate", "count": "trace_count", "triton,log-frequency": "log_frequency"}
 _NAMES = tuple(field.name for field in fields(TraceSetting))
+
+
+def read_trace_config(given: Sequence[str], path: Path | None) -> tuple[Path | None, TraceSetting]:
+    """Where traces go, and the settings at the start, by Triton's option `--trace-config` KEY=VALUE; UsageError."""
+    settings: dict[str, Any] = {}
+    levels: list[str] = []
+    for item in given:
+        key, _, value = item.partition("=")
+        if key == "level":
+            levels.append(value)
+        elif key == "triton,file":
+            path = Path(value)
+        elif key in _OPTIONS:
+            settings[_OPTIONS[key]] = value
+        elif item != "mode=triton":
+            known = ", ".join(["level", *_OPTIONS, "triton,file"])
+            raise UsageError(f"--trace-config {item} is not known; expected mode=triton or one of {known} and a value")
+    try:
+        parsed: dict[str, Any] = {name: _parse(name, value) for name, value in settings.items()}
+        if levels:
+            parsed["trace_level"] = _levels(levels)
+    except InvalidRequest as exc:
+        raise UsageError(f"--trace-config: {exc}") from exc
+    return path, TraceSetting(**parsed)
 
 
 class Tracer:
     """Holds the settings and writes the traces; into `path`, or into the log where there is none."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, start: TraceSetting | None = None) -> None:
+        """`start`: the server's settings until a client changes them, and again when one takes its changes back."""
         self._path = path
-        self._server = _DEFAULT
+        self._start = self._server = start or TraceSetting()
         self._models: dict[str, dict[str, Any]] = {}  # what models have of their own
         self._left: dict[str, int] = {}  # of trace_count, by model; "": the server's own
         self._seen: dict[str, int] = {}  # requests of a model since its settings changed
         self._lines = 0
         self._last_id = 0
-        self.is_on = False  # for any model
+        self.is_on = self._server.is_on  # for any model
 
     def get(self, model: str = "") -> dict[str, object]:
         """The settings of a model, or the server's, as the protocol prints them."""
@@ -74,7 +99,7 @@ class Tracer:
             own = {name: value for name, value in self._models.get(model, {}).items() if name not in taken_back}
             self._models[model] = {**own, **values}
         else:
-            defaults: dict[str, Any] = {name: getattr(_DEFAULT, name) for name in taken_back}
+            defaults: dict[str, Any] = {name: getattr(self._start, name) for name in taken_back}
             self._server = replace(self._server, **defaults, **values)
         for owner in self._models if not model else (model,):
             self._seen.pop(owner, None)

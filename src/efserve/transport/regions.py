@@ -6,8 +6,10 @@ as files, not mapped: one that a client cuts short meanwhile is then an error, w
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from efserve.codec.regions import RegionPlace
 from efserve.errors import InferenceFailed, InvalidRequest, NotFound, ServerError, Unsupported
@@ -17,6 +19,9 @@ from efserve.transport.cuda_memory import CudaMemory, Driver, cuda_driver
 SEGMENTS = "/dev/shm"  # where Linux shows the names that shm_open knows
 DISABLED = "Client shared memory is disabled. Start the server with '--allow-client-shm=true' to enable."
 SYSTEM, CUDA = "system", "cuda"
+_SPELLED = {SYSTEM: "system", CUDA: "CUDA"}
+_RESERVED_PREFIX = "triton_python_backend_shm_region_"  # of Triton's own segments
+_MAX_SIZE = 2**64 - 1
 
 
 class Memory(Protocol):
@@ -66,7 +71,7 @@ class Segment:
             rest, offset = rest[count:], offset + count
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Region:
     """A registered part of a client's memory: `size_bytes` from `offset` on."""
 
@@ -82,6 +87,11 @@ class Region:
         """Where a place begins in `memory`; InvalidRequest when it is not all in the region, or no more there."""
         if place.offset >= self.size_bytes:
             raise InvalidRequest(f"Invalid offset for shared memory region: '{self.name}'")
+        if place.offset + place.size_bytes > _MAX_SIZE:
+            raise InvalidRequest(
+                f"Integer overflow detected: byte_size ({place.size_bytes}) + offset ({place.offset}) exceeds maximum "
+                f"value ({_MAX_SIZE}) for region '{self.name}'"
+            )
         if place.offset + place.size_bytes > self.size_bytes:
             raise InvalidRequest(f"Invalid offset + byte size for shared memory region: '{self.name}'")
         start = self.offset + place.offset
@@ -136,13 +146,17 @@ class RegionWindow:
 
 
 class ClientRegions:
-    """The regions of all clients, by name."""
+    """The regions of all clients, by name.
+
+    One that is unregistered while requests use it stays, for all to use, until the last of them is answered.
+    """
 
     def __init__(self, *, allowed: bool = False, driver: Driver | None = None) -> None:
         """`driver`: of the GPUs; None: this machine's, where it has one."""
         self._allowed = allowed
         self._driver = driver
         self._regions: dict[str, Region] = {}
+        self._leaving: Mapping[str, Region] = WeakValueDictionary()
 
     def __repr__(self) -> str:
         return f"<ClientRegions {list(self._regions)}>"
@@ -154,6 +168,7 @@ class ClientRegions:
         InvalidRequest for a name that is taken or a part that is not in the segment.
         """
         self._check_free(name)
+        _check_key(name, key)
         fd = _open(key)
         facts = os.fstat(fd)
         memory = Segment(fd)
@@ -185,16 +200,26 @@ class ClientRegions:
     def unregister(self, name: str = "", kind: str = SYSTEM) -> None:
         """Forget a region, or all of a kind; requests that use it are not disturbed. An unknown name is no error."""
         self.check_allowed()
-        for region in list(self._regions.values()):
-            if region.kind == kind and name in ("", region.name):
-                del self._regions[region.name]
+        going = {region.name: region for region in self._regions.values() if region.kind == kind}
+        if name:
+            going = {name: going[name]} if name in going else {}
+        for gone in going:
+            del self._regions[gone]
+        self._leaving = WeakValueDictionary({**self._leaving, **going})
 
     def regions(self, name: str = "", kind: str = SYSTEM) -> list[Region]:
         """The region of that name, or all of a kind; NotFound."""
-        found = [region for region in self._regions.values() if region.kind == kind and name in ("", region.name)]
-        if name and not found:
+        every = {**self._leaving, **self._regions}
+        if not name:
+            return [region for region in every.values() if region.kind == kind]
+        if name not in every:
             raise NotFound(f"Unable to find {kind} shared memory region: '{name}'")
-        return found
+        if every[name].kind != kind:
+            raise NotFound(
+                f"The region named '{name}' is registered as {_SPELLED[every[name].kind]} shared memory, "
+                f"not {_SPELLED[kind]} shared memory"
+            )
+        return [every[name]]
 
     def read(self, place: RegionPlace) -> RegionBytes:
         """The bytes at a place, to be copied when they are used."""
@@ -208,20 +233,31 @@ class ClientRegions:
         return RegionWindow(region, place)
 
     def _find(self, place: RegionPlace) -> Region:
-        region = self._regions.get(place.region)
+        region = self._regions.get(place.region) or self._leaving.get(place.region)
         if region is None:
             raise NotFound(f"Unable to find shared memory region: '{place.region}'")
         return region
 
     def _check_free(self, name: str) -> None:
         self.check_allowed()
-        if name in self._regions:
+        if name in self._regions or name in self._leaving:
             raise InvalidRequest(f"shared memory region '{name}' already in manager")
 
     def check_allowed(self) -> None:
         """Raise Unsupported unless clients may register memory here."""
         if not self._allowed:
             raise Unsupported(DISABLED)
+
+
+def _check_key(name: str, key: str) -> None:
+    bare = key.lstrip("/")
+    if not bare:
+        raise InvalidRequest(f"cannot register shared memory region '{name}' - invalid shm key '{key}'")
+    if bare.startswith(_RESERVED_PREFIX):
+        raise InvalidRequest(
+            f"cannot register shared memory region '{name}' with key '{key}' as the key contains the reserved prefix "
+            f"'{_RESERVED_PREFIX}'"
+        )
 
 
 def _open(key: str) -> int:

@@ -61,7 +61,8 @@ class Executor:
     def warm_up(self) -> None:
         """Run every batch size (1, 2, 4, ..., maximum) as often as the engine needs, as if the gateway had sent it.
 
-        Raises what the engine raises. Free dimensions are taken as 1, which a model may reject: that is no failure.
+        Raises what the engine raises. Free dimensions are taken as 1 and strings as empty, which a model may reject:
+        that is no failure.
         """
         specs = self._config.inputs
         for rows in _batch_sizes(self._config.max_rows):
@@ -74,7 +75,7 @@ class Executor:
                 try:
                     self._run(messages.run(0, pieces))
                 except Exception:
-                    if all(dim >= 0 for spec in specs for dim in spec.dims):
+                    if all(spec.is_static for spec in specs):
                         raise
                     return
 

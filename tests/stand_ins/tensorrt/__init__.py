@@ -3,7 +3,7 @@
 Classes, methods and names of arguments are those of the bindings' source (python/src/infer/pyCore.cpp and
 python/src/parsers/pyOnnx.cpp of NVIDIA's TensorRT 11.1, and their documentation for 10.0 to 11.4). The environment
 plays what differs: STAND_IN_TENSORRT is the version, STAND_IN_UNSUPPORTED the operators that it does not parse,
-STAND_IN_BUILD_S how long a build takes.
+STAND_IN_STEP_S how long each node of a graph takes to build.
 """
 
 import ctypes
@@ -221,8 +221,9 @@ class Builder:
         monitor.phase_start("Building Engine", None, 2)
         monitor.phase_start("Tactic Selection", "Building Engine", len(model.graph.node))
         for step in range(len(model.graph.node)):
-            threading.Event().wait(float(os.environ.get("STAND_IN_BUILD_S", "0")) / len(model.graph.node))
-            monitor.step_complete("Tactic Selection", step)
+            threading.Event().wait(float(os.environ.get("STAND_IN_STEP_S", "0")))
+            if not monitor.step_complete("Tactic Selection", step):
+                return None
         monitor.phase_finish("Tactic Selection")
         monitor.phase_finish("Building Engine")
         assert config.cache is not None
