@@ -56,7 +56,6 @@ def _print(result: "RooflineResult", config: ProfileConfig) -> None:
         err().print(sentence, markup=False)
     if config.plot:
         path = config.output / result.slug / "roofline.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         plot_roofline(result.ceilings, result.models, path)
         console.print(f"\n-> {path}", markup=False, soft_wrap=True)
     if config.json:
