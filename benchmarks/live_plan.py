@@ -30,7 +30,7 @@ from efserve.profiles import profile_path, read_profile
 from efserve.records import read_result
 from harness import serving
 
-LAYERS = {"short": 2, "long": 5}  # of each network
+LAYERS = {"short": 4, "long": 9}  # of each network
 WIDTH, SIDE = 128, 48  # channels of a layer, pixels
 SLO_OF_BATCH = 10.0  # the SLO of both, in batches of one of the slower model on a core
 BATCHES = "1,2,4"
@@ -175,7 +175,7 @@ def make_network(root: Path, name: str, layers: int) -> None:
 def make_sleeper(root: Path, name: str, layers: int) -> None:
     """A model that waits, as long as if it had so many layers to compute."""
     (root / name / "1").mkdir(parents=True)
-    (root / name / "1" / "model.py").write_text(SLEEPER.format(base_s=0.004 * layers, row_s=0.004 * layers))
+    (root / name / "1" / "model.py").write_text(SLEEPER.format(base_s=0.002 * layers, row_s=0.002 * layers))
     tensor = "data_type: TYPE_FP32 dims: 4"
     (root / name / "config.pbtxt").write_text(
         f'backend: "python" max_batch_size: 4 dynamic_batching {{ }}\ninput {{ name: "input" {tensor} }}\n'
