@@ -5,7 +5,9 @@
 Makes two convolutional networks (with --sleep: models that only wait, which a busy machine disturbs less), profiles
 them on this machine, and plans them twice: each on a partition of its own, and both in turns on the whole machine. Each
 plan is served and gets requests at the times of a trace by `efserve bench`; `efserve simulate` gets the same trace.
-Prints p50 and p99 of both, and their ratio. Needs a quiet machine with two cores or more; takes about two minutes.
+Prints p50 and p99 of both, their ratios, and the ratio of what batches took in the profile to what they took in the
+server: where that is far from 1, the machine was not the same. Needs a quiet machine with two cores or more; takes
+about two minutes.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +30,7 @@ from efserve.profiles import profile_path, read_profile
 from efserve.records import read_result
 from harness import serving
 
-LAYERS = {"short": 2, "long": 5}  # of each network
+LAYERS = {"short": 4, "long": 9}  # of each network
 WIDTH, SIDE = 128, 48  # channels of a layer, pixels
 SLO_OF_BATCH = 10.0  # the SLO of both, in batches of one of the slower model on a core
 BATCHES = "1,2,4"
@@ -76,7 +79,7 @@ def main() -> None:
         rates = {model: round(options.load / ms * 1000, 1) for model, ms in single_ms.items()}
         slos = dict.fromkeys(single_ms, round(SLO_OF_BATCH * max(single_ms.values()), 1))
         print(f"a batch of one on a core takes, ms: {single_ms}; req/s: {rates}; SLO, ms: {slos}")
-        print(f"{'':26} {'':6} requests  refused  measured p50, p99  simulated p50, p99  ratios")
+        print(f"{'':26} {'':6} requests  refused  measured p50, p99  simulated p50, p99  ratios     batches")
         far = 0
         for number in range(options.rounds):
             trace = write_trace(root / f"trace-{number}.csv", rates, options.seconds, number)
@@ -94,6 +97,7 @@ def run_case(root: Path, case: Case, plan: Plan, trace: Path) -> int:
     with serving(root / "models", "--plan", str(root / "plan.json")) as server:
         gateway_ms = way_ms(root, plan, server.url)
         efserve("bench", "--url", server.url, "--schedule", trace, "--json", result)
+        batches = {demand.model: batch_ratio(root, plan, server.url, demand.model) for demand in plan.demands}
     arguments = ("--profiles", profiles(root), "--trace", trace, "--gateway-ms", gateway_ms, "--json")
     printed = efserve("simulate", root / "plan.json", *arguments)
     (simulated,) = json.loads(printed)
@@ -110,7 +114,7 @@ def run_case(root: Path, case: Case, plan: Plan, trace: Path) -> int:
         print(
             f"{case.name:26} {outcome['model']:6} {len(latency_ms):8} {refused:8} "
             f"{measured[0]:9.2f} {measured[1]:8.2f} {wanted[0]:10.2f} {wanted[1]:8.2f}   "
-            f"{ratios[0]:.2f} {ratios[1]:.2f}",
+            f"{ratios[0]:.2f} {ratios[1]:.2f}  {batches[outcome['model']]:.2f}",
             flush=True,
         )
     return far
@@ -127,6 +131,20 @@ def way_ms(root: Path, plan: Plan, url: str) -> float:
     rows = read_profile(profile_path(profiles(root), plan.devices[0].kind, tenant.model, tenant.engine)).rows
     (row,) = [row for row in rows if (row.share_pct, row.batch) == (placement.share_pct, 1)]
     return round(max(0.0, together_ms - row.roundtrip_ms), 3)
+
+
+def batch_ratio(root: Path, plan: Plan, url: str, model: str) -> float:
+    """What the batches that the server ran take by the profile, over what they took."""
+    (placement,) = {p.share_pct: p for p in plan.placements for t in p.tenants if t.model == model}.values()
+    (engine,) = {tenant.engine for tenant in placement.tenants if tenant.model == model}
+    rows = read_profile(profile_path(profiles(root), plan.devices[0].kind, model, engine)).rows
+    known = sorted((row.batch, row.mean_ms) for row in rows if row.share_pct == placement.share_pct)
+    sizes, means_ms = [batch for batch, _ in known], [mean_ms for _, mean_ms in known]
+    with urllib.request.urlopen(f"{url}/v2/models/{model}/stats", timeout=10) as answer:
+        (statistics,) = json.load(answer)["model_stats"]
+    ran = [(entry["batch_size"], entry["compute_infer"]) for entry in statistics["batch_stats"]]
+    expected_ms = sum(compute["count"] * float(np.interp(size, sizes, means_ms)) for size, compute in ran)
+    return float(expected_ms / (sum(compute["ns"] for _, compute in ran) / 1e6))
 
 
 def make_network(root: Path, name: str, layers: int) -> None:
@@ -157,7 +175,7 @@ def make_network(root: Path, name: str, layers: int) -> None:
 def make_sleeper(root: Path, name: str, layers: int) -> None:
     """A model that waits, as long as if it had so many layers to compute."""
     (root / name / "1").mkdir(parents=True)
-    (root / name / "1" / "model.py").write_text(SLEEPER.format(base_s=0.004 * layers, row_s=0.004 * layers))
+    (root / name / "1" / "model.py").write_text(SLEEPER.format(base_s=0.002 * layers, row_s=0.002 * layers))
     tensor = "data_type: TYPE_FP32 dims: 4"
     (root / name / "config.pbtxt").write_text(
         f'backend: "python" max_batch_size: 4 dynamic_batching {{ }}\ninput {{ name: "input" {tensor} }}\n'

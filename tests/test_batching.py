@@ -174,6 +174,28 @@ def test_every_request_runs_once_in_order_and_in_legal_batches(
     assert len(queue) == 0
 
 
+@given(st.lists(st.tuples(st.sampled_from(("add", "take", "remove", "back", "expire", "drain")), st.integers(1, 8))))
+def test_rows_are_those_of_what_waits(steps: list[tuple[str, int]]) -> None:
+    queue = BatchQueue(8, DynamicBatching(queue_policy=QueuePolicy(default_timeout_us=3)))
+    waiting: list[InferRequest] = []
+    for now_us, (step, size) in enumerate(steps):
+        now_ns, left = now_us * 1000, list[InferRequest]()
+        if step == "add":
+            waiting.append(request(size, at_ns=now_ns))
+            filled(queue, waiting[-1:])
+        elif step == "back":
+            waiting.append(request(size, at_ns=now_ns))
+            queue.put_back(waiting[-1:])
+        elif step == "remove":
+            left = [each for each in waiting[:1] if queue.remove(each)]
+        elif step == "take":
+            left = queue.take(now_ns, size)
+        else:
+            left = queue.expire(now_ns) if step == "expire" else queue.drain()
+        waiting = [each for each in waiting if each not in left]
+        assert (len(queue), queue.rows) == (len(waiting), sum(rows_of(waiting)))
+
+
 LEVELS = DynamicBatching(
     priority_levels=3,
     default_priority_level=2,

@@ -193,6 +193,15 @@ def test_resuming_takes_new_models_and_refuses_changed_ones(tmp_path: Path) -> N
     assert pairs.read_pairs(path).facts == changed
 
 
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UsageError, match=r"cannot write to .*: Not a directory; .*--output"),
+        PairsFile(tmp_path / "file" / "cpu" / "pairs.json", keep=True),
+    ):
+        pass
+
+
 def test_two_writers_are_refused(tmp_path: Path) -> None:
     with (
         PairsFile(tmp_path / "pairs.json", keep=True),
@@ -274,6 +283,14 @@ def test_the_planner_reads_the_file(tmp_path: Path) -> None:
     found = read_interference(path)
     assert found.slowdown("model0", 50.0, [("model1", 50.0)]) == pytest.approx(1.08)  # the worst of the batches
     assert found.slowdown("model0", 25.0, [("model1", 75.0)]) == pytest.approx(1.045)  # without loads: the mean of all
+
+
+def test_on_a_narrow_terminal_the_table_keeps_the_names() -> None:
+    printed = io.StringIO()
+    Console(file=printed, width=60).print(pairs_table(a_file(), 60))
+    lines = printed.getvalue().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 60
+    assert ["model0", "50%", "model0", "50%", "1.04", "1.15", "1.08", "1.50"] in [line.split() for line in lines]
 
 
 def test_the_table_has_a_line_for_each_two_models_and_fits_a_terminal() -> None:

@@ -190,6 +190,12 @@ def test_instance_groups_have_their_shares_by_parameters() -> None:
     assert parse_config(str(config_message(config)), "m") == config
 
 
+@pytest.mark.parametrize("value", ["0.5", "2e9", "1e300"])
+def test_a_memory_limit_that_no_process_can_have_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"memory_limit_mb is .*, expected megabytes"):
+        parse_config(f'parameters {{ key: "memory_limit_mb" value {{ string_value: "{value}" }} }}', "m")
+
+
 def test_a_share_alone_makes_a_group() -> None:
     config = parse_config('parameters { key: "share_pct" value { string_value: "25" } }', "m")
     assert config.instance_groups == (InstanceGroup("m_0", share_pct=25.0),)

@@ -201,6 +201,15 @@ def test_start_replaces_rows_and_facts(tmp_path: Path) -> None:
     assert profiles.read_profile(path) == profiles.Profile(replace(FACTS, engine_version="onnxruntime 9"), ())
 
 
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UsageError, match=r"cannot write .*m\.onnx\.csv: Not a directory; .*--output"),
+        ProfileFile(tmp_path / "file" / "cpu" / "m.onnx.csv"),
+    ):
+        pass
+
+
 def test_two_writers_are_refused(tmp_path: Path) -> None:
     with (
         ProfileFile(tmp_path / "m.onnx.csv"),

@@ -30,8 +30,8 @@ def test_what_is_no_share_is_refused(text: str) -> None:
         ("m=4G", 4 * 2**30),
         ("m=512M", 2**29),
         ("m=1.5g", 3 * 2**29),
-        ("m=1000", 1000),
-        ("m=2KiB", 2048),
+        ("m=2000000", 2000000),
+        ("m=2048KiB", 2**21),
         ("m=1MB", 2**20),
     ],
 )
@@ -39,7 +39,9 @@ def test_memory_limits_are_read(text: str, limit_bytes: int) -> None:
     assert parse_memory_limit(text) == MemoryLimit("m", limit_bytes)
 
 
-@pytest.mark.parametrize("text", ["", "m", "=4G", "m=", "m=0", "m=4X", "m=-1G", "m=G"])
+@pytest.mark.parametrize(
+    "text", ["", "m", "=4G", "m=", "m=0", "m=4X", "m=-1G", "m=G", "m=512", "m=1023K", "m=1025T", f"m={'9' * 400}"]
+)
 def test_what_is_no_memory_limit_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=f"--memory-limit is '{text}', expected MODEL=SIZE"):
         parse_memory_limit(text)

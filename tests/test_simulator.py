@@ -16,6 +16,7 @@ from efserve.planning.policies import POLICIES
 from efserve.planning.recipes import safe_load
 from efserve.simulator.events import Arrival, Outcomes, simulate
 from efserve.simulator.job import SimulateConfig, highest_factor, planned_arrivals, traced_arrivals
+from efserve.simulator.partitions import spread
 
 
 def one(batch: int, latency_ms: float, rate: float, slo_ms: float, processes: int = 1) -> tuple[Plan, list[Capacity]]:
@@ -43,6 +44,19 @@ def test_a_request_waits_for_a_running_batch_then_for_its_own() -> None:
     assert outcome.duration_s == pytest.approx(0.030)
     assert outcome.partitions[0].utilization == pytest.approx(1)
     assert outcome.partitions[0].batches == 3
+
+
+@pytest.mark.parametrize("mean_ms", [8.0, 10.4, 12.0])
+def test_drawn_latencies_have_the_measured_percentiles_and_mean(mean_ms: float) -> None:
+    point = Point(100, 4, 1, 400, latency_ms=16, mean_ms=mean_ms, std_ms=3, p50_ms=10, p90_ms=12)
+    drawn = spread(point)
+    assert drawn.mean() == pytest.approx(mean_ms)
+    if mean_ms > 10:
+        assert np.percentile(drawn, (50, 90)).tolist() == pytest.approx([10, 12], rel=0.01)
+        assert np.percentile(drawn, 98.9) == pytest.approx(16, rel=0.03)
+    normal = spread(Point(100, 4, 1, 400, latency_ms=16, mean_ms=10, std_ms=1))
+    assert normal.mean() == pytest.approx(10)
+    assert normal.std() == pytest.approx(1, rel=0.02)
 
 
 def test_the_way_through_the_gateway_is_added() -> None:

@@ -53,8 +53,9 @@ class BatchQueue:
     """Requests that wait for one model version: by priority, then the oldest first.
 
     Invariants: `_size` is the number of requests in all `_lines`, which are the levels' queues in the order in which
-    they run. No waiting request has a deadline before `_next_deadline_ns`. A config may have 2^64 levels, so a level
-    exists from its first request on, and no more than `MAX_IDLE_LEVELS` outlive their last.
+    they run, and `rows` that of their rows. No waiting request has a deadline before `_next_deadline_ns`. A config may
+    have 2^64 levels, so a level exists from its first request on, and no more than `MAX_IDLE_LEVELS` outlive their
+    last.
     """
 
     def __init__(self, max_rows: int, batching: DynamicBatching | None) -> None:
@@ -67,6 +68,7 @@ class BatchQueue:
         self._levels: dict[int, _Level] = {}
         self._lines: tuple[deque[InferRequest], ...] = ()
         self._size = 0
+        self.rows = 0  # of all requests together
         self._next_deadline_ns: int | None = None
 
     def __len__(self) -> int:
@@ -93,6 +95,7 @@ class BatchQueue:
                 self._next_deadline_ns = deadline_ns
         level.waiting.append(request)
         self._size += 1
+        self.rows += request.rows
         return True
 
     def put_back(self, requests: Iterable[InferRequest]) -> None:
@@ -104,6 +107,7 @@ class BatchQueue:
             request.deadline_ns = None
             self._level(request).waiting.appendleft(request)
             self._size += 1
+            self.rows += request.rows
 
     def remove(self, request: InferRequest) -> bool:
         """Takes one request out; False when it does not wait here."""
@@ -112,6 +116,7 @@ class BatchQueue:
             if request in line:
                 line.remove(request)
                 self._size -= 1
+                self.rows -= request.rows
                 return True
         return False
 
@@ -121,6 +126,7 @@ class BatchQueue:
             return []
         late = [request for level in self._levels.values() for request in level.expire(now_ns)]
         self._size -= len(late)
+        self.rows -= sum([request.rows for request in late])
         waiting = chain.from_iterable([level.waiting for level in self._levels.values()])
         self._next_deadline_ns = min((r.deadline_ns for r in waiting if r.deadline_ns is not None), default=None)
         return late
@@ -129,11 +135,6 @@ class BatchQueue:
     def first(self) -> InferRequest | None:
         """The request that runs next."""
         return next((line[0] for line in self._lines if line), None)
-
-    @property
-    def rows(self) -> int:
-        """Of all requests together."""
-        return sum([request.rows for line in self._lines for request in line])
 
     def take(self, now_ns: int, most_rows: int = 0) -> list[InferRequest]:
         """The batch that should run now, taken out; empty when nothing waits or it is worth waiting for more.
@@ -146,6 +147,7 @@ class BatchQueue:
         for line in self._lines:
             while line and len(batch) < count:
                 batch.append(line.popleft())
+        self.rows -= sum([request.rows for request in batch])
         return batch
 
     def due_ns(self, now_ns: int, *, has_worker: bool = False) -> int | None:
@@ -169,7 +171,7 @@ class BatchQueue:
         everything = list(chain.from_iterable(self._lines))
         for line in self._lines:
             line.clear()
-        self._size = 0
+        self._size = self.rows = 0
         self._next_deadline_ns = None
         return everything
 

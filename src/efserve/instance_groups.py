@@ -8,6 +8,7 @@ from typing import Any
 
 from efserve.errors import ConfigError
 from efserve.model_config import InstanceGroup, InstanceKind, ModelConfig
+from efserve.shares import LARGEST_LIMIT_BYTES, SMALLEST_LIMIT_BYTES
 from efserve.triton_messages import model_config_pb2 as pb
 
 _KINDS: dict[int, InstanceKind] = {
@@ -66,13 +67,19 @@ def _group(message: Any, label: str, parameters: dict[str, str], model: str) -> 
     share_pct = _number(parameters, label, _SHARE, model)
     if share_pct > 100:
         raise ConfigError(f"config.pbtxt of '{model}': {_SHARE} is {share_pct:g}, expected at most 100")
+    limit_bytes = _number(parameters, label, _MEMORY, model) * 2**20
+    if limit_bytes and not SMALLEST_LIMIT_BYTES <= limit_bytes <= LARGEST_LIMIT_BYTES:
+        raise ConfigError(
+            f"config.pbtxt of '{model}': {_MEMORY} is {limit_bytes / 2**20:g}, expected megabytes (2^20 bytes) from 1 "
+            f"to {LARGEST_LIMIT_BYTES // 2**20}"
+        )
     return InstanceGroup(
         name=label,
         kind="GPU" if message.gpus else kind,
         count=max(1, message.count),
         gpus=tuple(message.gpus),
         share_pct=share_pct,
-        memory_limit_bytes=round(_number(parameters, label, _MEMORY, model) * 2**20),
+        memory_limit_bytes=round(limit_bytes),
     )
 
 

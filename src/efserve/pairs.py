@@ -144,8 +144,12 @@ class PairsFile:
         return f"PairsFile({str(self.path)!r}, pairs={len(self.content.pairs) if self.content else 0})"
 
     def __enter__(self) -> "PairsFile":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        folder = self.path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as exc:
+            raise UsageError(f"cannot write to {folder}: {exc.strerror}; name another folder with --output") from exc
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.content = read_pairs(self.path) if self._keep and self.path.exists() else None

@@ -248,8 +248,11 @@ class ProfileFile:
         return f"ProfileFile({str(self.path)!r}, rows={len(self.rows)}, open={self._fd >= 0})"
 
     def __enter__(self) -> "ProfileFile":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError as exc:
+            raise UsageError(f"cannot write {self.path}: {exc.strerror}; name another folder with --output") from exc
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:

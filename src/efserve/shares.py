@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from efserve.errors import UsageError
 
+SMALLEST_LIMIT_BYTES = 2**20  # less is no process, but a unit that was forgotten
+LARGEST_LIMIT_BYTES = 2**50
+
 _SIZE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -45,7 +48,9 @@ def parse_memory_limit(text: str) -> MemoryLimit:
     """`MODEL=SIZE` with a size such as 512M or 4G, in powers of 1024; raises UsageError for anything else."""
     model, _, size = text.rpartition("=")
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", size, re.IGNORECASE)
-    limit_bytes = round(float(found[1]) * _SIZE_UNITS[found[2].upper()]) if found else 0
-    if not model or limit_bytes < 1:
-        raise UsageError(f"--memory-limit is '{text}', expected MODEL=SIZE such as digits=512M or resnet50=4G")
-    return MemoryLimit(model, limit_bytes)
+    limit_bytes = float(found[1]) * _SIZE_UNITS[found[2].upper()] if found else 0.0
+    if not model or not SMALLEST_LIMIT_BYTES <= limit_bytes <= LARGEST_LIMIT_BYTES:
+        raise UsageError(
+            f"--memory-limit is '{text}', expected MODEL=SIZE from 1M to 1024T, such as digits=512M or resnet50=4G"
+        )
+    return MemoryLimit(model, round(limit_bytes))

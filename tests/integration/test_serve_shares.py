@@ -154,6 +154,9 @@ def test_a_restarted_worker_keeps_its_cores(tmp_path: Path) -> None:
         while len(placements(server, "a")) < 2 or any(p["state"] != "READY" for p in placements(server, "a")):
             assert ask(server, "a") == 200  # the other answers
         assert cores(server, "a") == [(0,), (1,)]
+        now = placements(server, "a")
+        assert [place["instance"] for place in now] == [0, 1]
+        assert killed not in [place["pid"] for place in now]
 
 
 def test_a_reload_keeps_the_cores_and_a_later_model_gets_the_rest(tmp_path: Path) -> None:

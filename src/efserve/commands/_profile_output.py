@@ -100,7 +100,7 @@ def print_pairs(result: "PairsResult", config: ProfileConfig) -> None:
 
     console = err() if config.json else out()
     if result.content is not None and result.content.pairs:
-        console.print(pairs_table(result.content))
+        console.print(pairs_table(result.content, console.width))
         for line in pairs_remarks(result.content):
             console.print(line, markup=False)
         files = [result.path]

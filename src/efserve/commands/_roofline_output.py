@@ -4,13 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from efserve.errors import UsageError
+from efserve.errors import INTERRUPTED, UsageError
 from efserve.profiler.options import ProfileConfig
 
 if TYPE_CHECKING:
     from efserve.profiler.roofline import RooflineResult
-
-INTERRUPTED = 130  # exit code, as shells give it for SIGINT
 
 
 def check_roofline(config: ProfileConfig) -> None:
@@ -56,7 +54,6 @@ def _print(result: "RooflineResult", config: ProfileConfig) -> None:
         err().print(sentence, markup=False)
     if config.plot:
         path = config.output / result.slug / "roofline.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         plot_roofline(result.ceilings, result.models, path)
         console.print(f"\n-> {path}", markup=False, soft_wrap=True)
     if config.json:

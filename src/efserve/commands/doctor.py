@@ -7,9 +7,11 @@ import click
 from efserve.inspection.doctor.diagnose import DoctorJob
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from rich.console import Console
 
-    from efserve.inspection.doctor.diagnose import Diagnosis
+    from efserve.inspection.doctor.diagnose import Diagnosis, Finding
 
 _STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red", "not applicable": "dim"}
 
@@ -56,17 +58,29 @@ def show(diagnosis: "Diagnosis", console: "Console") -> None:
         table = Table(box=None, show_header=False, pad_edge=False, title=area, title_style="bold", title_justify="left")
         table.add_column(no_wrap=True, min_width=14)
         table.add_column(overflow="fold")
-        for finding in diagnosis.findings:
-            if finding.area == area:
-                style = _STYLES[finding.state.value]
-                text = f"[{style}]{finding.state.value}[/]: {escape(finding.found)}"
-                mend = f"\n[italic]-> {escape(finding.advice)}[/]" if finding.advice else ""
-                table.add_row(finding.check, text + mend)
+        for checks, finding in _folded([finding for finding in diagnosis.findings if finding.area == area]):
+            style = _STYLES[finding.state.value]
+            text = f"[{style}]{finding.state.value}[/]: {escape(finding.found)}"
+            mend = f"\n[italic]-> {escape(finding.advice)}[/]" if finding.advice else ""
+            table.add_row(checks, text + mend)
         console.print(table, "")
     for ability in diagnosis.abilities:
         console.print(f"Here efserve {escape(ability)}.")
     problems, warnings = diagnosis.count(State.PROBLEM), diagnosis.count(State.WARNING)
     console.print(f"{_number(problems, 'problem')}, {_number(warnings, 'warning')}.".capitalize())
+
+
+def _folded(findings: "Sequence[Finding]") -> "Iterator[tuple[str, Finding]]":
+    """The findings with what to call them; checks that do not apply for one and the same reason are one."""
+    from efserve.inspection.doctor.verdict import State
+
+    alike: dict[object, list[Finding]] = {}
+    for finding in findings:
+        key = finding.found if finding.state is State.NOT_APPLICABLE and not finding.advice else finding.check
+        alike.setdefault((finding.state, key), []).append(finding)
+    for first, *others in alike.values():
+        names = [first.check, *(other.check for other in others)]
+        yield ", ".join(names) if len(names) < 3 else f"{first.check} and {len(others)} more", first
 
 
 def _number(count: int, word: str) -> str:

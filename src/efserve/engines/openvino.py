@@ -51,7 +51,7 @@ class OpenVinoEngine:
     """One compiled model and its one request, which is pointed at the tensors of each run."""
 
     device_ns = 0
-    warmup_runs = 2
+    warmup_runs = 1
 
     def __init__(
         self, compiled: _Compiled, config: ModelConfig, signature: FileSignature, remarks: Sequence[Remark]

@@ -30,7 +30,7 @@ class Placement:
 
     model: str
     version: str
-    instance: int
+    instance: int  # from 0; the same for a worker that takes the place of one that has died
     pid: int
     state: str
     rss_bytes: int

@@ -39,7 +39,8 @@ class Demand:
 class Point:
     """A measured way to run a model: `processes` of it side by side on a share, each with batches of `batch`.
 
-    `latency_ms` is what plans count on; mean and deviation are for the simulator.
+    `latency_ms`, the 99th percentile where percentiles are known, is what plans count on; the others are for the
+    simulator.
     """
 
     share_pct: float
@@ -51,6 +52,8 @@ class Point:
     utilization_pct: float = 0.0
     mean_ms: float = 0.0  # of the same batch; 0: as `latency_ms`
     std_ms: float = 0.0
+    p50_ms: float = 0.0  # 0: not known, as is `p90_ms`
+    p90_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

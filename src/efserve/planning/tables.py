@@ -53,4 +53,6 @@ def _point(row: ProfileRow) -> Point:
         utilization_pct=row.utilization_pct,
         mean_ms=row.mean_ms + way_ms,
         std_ms=row.std_ms,
+        p50_ms=row.p50_ms + way_ms,
+        p90_ms=row.p90_ms + way_ms,
     )

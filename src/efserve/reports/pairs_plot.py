@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from efserve.pairs import MeasuredPair, Pairs
+from efserve.reports.figures import save
 from efserve.reports.heat import MOST_NAMES, heat_map
 from efserve.reports.pairs_table import pairs_title
 
@@ -45,7 +46,7 @@ def plot_pairs(pairs: Pairs, path: Path) -> None:
     for at in range(len(splits), down * across):
         grid[at // across][at % across].set_visible(False)
     figure.suptitle(pairs_title(pairs), fontsize=11)
-    figure.savefig(path, dpi=140)
+    save(figure, path)
 
 
 def _entries(found: Sequence[Entry]) -> list[Entry]:

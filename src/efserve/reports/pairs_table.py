@@ -11,6 +11,8 @@ from rich.text import Text
 from efserve.pairs import MeasuredPair, Pairs
 from efserve.profiles import QUIET_OTHERS_PCT
 
+WIDTH = 80  # of the whole table
+
 
 @dataclass(frozen=True, slots=True)
 class PairLine:
@@ -54,14 +56,18 @@ def pairs_title(pairs: Pairs) -> str:
     return f"Slowdown beside another model, both saturated, {device}"
 
 
-def pairs_table(pairs: Pairs) -> Table:
-    """How many times as long a batch of each model takes beside another; at most 80 columns for short names."""
+def pairs_table(pairs: Pairs, width: int = WIDTH) -> Table:
+    """How many times as long a batch of each model takes beside another; at most 80 columns for short names.
+
+    Where `width` is less, the quartiles and batches of the worst are left out.
+    """
     title = Text(pairs_title(pairs), style="bold")
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in ("model", "beside"):
         table.add_column(column, overflow="fold")
         table.add_column("share", justify="right", no_wrap=True)
-    for column in ("mean", "cpu", "worst", "quartiles", "batches", "p99"):
+    is_wide = width >= WIDTH
+    for column in ("mean", "cpu", "worst", *(("quartiles", "batches") if is_wide else ()), "p99"):
         table.add_column(column, justify="right", no_wrap=True)
     for line in pair_lines(pairs.pairs):
         worst = line.worst
@@ -73,8 +79,7 @@ def pairs_table(pairs: Pairs) -> Table:
             f"{line.mean:.2f}",
             "" if line.cpu_mean is None else f"{line.cpu_mean:.2f}",
             f"{worst.slowdown:.2f}",
-            f"{worst.low:.2f}-{worst.high:.2f}",
-            f"{worst.my_batch}, {worst.your_batch}",
+            *((f"{worst.low:.2f}-{worst.high:.2f}", f"{worst.my_batch}, {worst.your_batch}") if is_wide else ()),
             f"{worst.beside_p99_ms / worst.alone_p99_ms:.2f}",
         )
     return table

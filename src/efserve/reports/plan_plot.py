@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from efserve.planning.plan import Placement, Plan
+from efserve.reports.figures import save
 from efserve.reports.plan_table import model_figures, ordered
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def plot_plan(plan: Plan, path: Path) -> None:
     _models(models, plan, colours)
     kind = plan.devices[0].kind if plan.devices else "devices"
     figure.suptitle(f"{plan.policy}: {len(plan.used_devices)} of {len(plan.devices)} {kind}")
-    figure.savefig(path, dpi=130)
+    save(figure, path, dpi=130)
 
 
 def plot_sweep(curves: Sequence[Curve], enough_pct: float, path: Path) -> None:
@@ -52,7 +53,7 @@ def plot_sweep(curves: Sequence[Curve], enough_pct: float, path: Path) -> None:
     axes.set_ylabel("within SLO, worst model (%)")
     axes.legend(loc="lower left", frameon=False)
     _dress(axes)
-    figure.savefig(path, dpi=130)
+    save(figure, path, dpi=130)
 
 
 def _devices(axes: "Axes", plan: Plan, colours: Mapping[str, tuple[float, ...]]) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from efserve.errors import UsageError
 from efserve.profiles import ProfileFacts, ProfileRow, best_by_throughput, best_under_slo, knees
+from efserve.reports.figures import save
 from efserve.reports.heat import MOST_CELLS_WITH_TEXT, heat_map
 from efserve.reports.profile_table import decimals, profile_title
 
@@ -55,7 +56,7 @@ def plot_profile(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float 
     lines, names = latency.get_legend_handles_labels()
     figure.legend(lines, names, loc="outside lower center", ncols=min(5, len(names)), frameon=False)
     figure.suptitle(profile_title(facts))
-    figure.savefig(path, dpi=140)
+    save(figure, path)
 
 
 def _lines(latency: "Axes", throughput: "Axes", shares: Sequence[tuple[float, list[ProfileRow]]]) -> None:

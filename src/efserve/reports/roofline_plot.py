@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from efserve.reports.figures import save
 from efserve.roofline import Ceilings, ModelRoofline, RooflinePoint
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def plot_roofline(ceilings: Ceilings, models: Sequence[ModelRoofline], path: Pat
     figure.canvas.draw()  # sizes of texts are known from here on
     _turn(axes, along)
     _label_batches(axes, models, [*along, *level])
-    figure.savefig(path, dpi=140)
+    save(figure, path)
 
 
 def _names(models: Sequence[ModelRoofline]) -> list[str]:

@@ -123,8 +123,9 @@ class ServedVersion:
         return self._router.pending if self._router else 0
 
     def placements(self) -> list[Placement]:
-        """One entry per worker process."""
-        return [placement_of(self.name, self.version, number, worker) for number, worker in self.workers.items()]
+        """One entry per worker process, by instance."""
+        by_place = sorted((self._places[number], number) for number in self.workers)
+        return [placement_of(self.name, self.version, place, self.workers[number]) for place, number in by_place]
 
     async def start(self) -> None:
         """Starts all instances; returns when each is ready or the version is unavailable."""

@@ -15,10 +15,10 @@ from efserve.model_config import DynamicBatching, ModelConfig
 from efserve.planned import PlannedWorker, planned_config, planned_router, planned_workers
 from efserve.planning.plan import Capacity, Plan
 from efserve.routing import Action, Router, Send, pass_on
-from efserve.simulator.partitions import Latency, Place
+from efserve.simulator.partitions import STEPS, Latency, Place
 
 ENOUGH = 0.99  # of the requests within their SLO: a plan holds a rate
-DRAWS = 4096  # standard normal numbers, used over and over
+DRAWS = 4096  # random numbers, used over and over
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class _Fleet:
     """The routers of a plan's models and all their workers, by number, on a clock of events."""
 
     def __init__(self, plan: Plan, capacities: Sequence[Capacity], seed: int, late: str) -> None:
-        draws: list[float] = np.random.default_rng(seed).standard_normal(DRAWS).tolist()
+        draws: list[int] = np.random.default_rng(seed).integers(0, STEPS, DRAWS).tolist()
         self.places = [Place(placement) for placement in plan.placements]
         self.latencies_ns: list[list[int]] = [[] for _ in plan.demands]
         self.dropped = [0] * len(plan.demands)

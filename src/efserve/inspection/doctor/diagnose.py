@@ -92,7 +92,8 @@ def judged(facts: Facts) -> Diagnosis:
 def _abilities(facts: Facts, findings: Sequence[Finding]) -> Iterator[str]:
     here = {name for name, library in facts.libraries.items() if library is not None and not library.problem}
     formats = _formats({"onnxruntime", "torch"} & here)
-    yield f"serves {formats} models on {facts.cpu.usable_cores} cores of the CPU; a share is a set of whole cores"
+    cores = "1 core" if facts.cpu.usable_cores == 1 else f"{facts.cpu.usable_cores} cores"
+    yield f"serves {formats} models on {cores} of the CPU; a share is a set of whole cores"
     if not facts.gpu.gpus:
         return
     names = ", ".join(sorted({each.name for each in facts.gpu.gpus}))

@@ -180,14 +180,14 @@ def rights(mps: MpsFacts, host: Host) -> Verdict:
 
 def open_files(host: Host, *, has_gpu: bool) -> Verdict:
     """`ulimit -n`: an MPS server needs descriptors for all of its clients."""
-    wanted, reason = (MPS_OPEN_FILES, "MPS") if has_gpu else (1024, "many connections")
+    wanted, reason = (MPS_OPEN_FILES, "MPS needs") if has_gpu else (1024, "many connections need")
     found = f"{host.open_files} open files, up to {host.open_files_most} on request"
     if host.open_files >= wanted:
         return ok(found)
     if host.open_files_most >= wanted:
-        return warning(f"{found}; {reason} wants {wanted}", f"run `ulimit -n {wanted}` before efserve")
+        return warning(f"{found}; {reason} {wanted}", f"run `ulimit -n {wanted}` before efserve")
     return warning(
-        f"{found}; {reason} wants {wanted}",
+        f"{found}; {reason} {wanted}",
         f"raise nofile in /etc/security/limits.conf, or start the container with --ulimit nofile={wanted}:{wanted}",
     )
 

@@ -47,6 +47,8 @@ def container(found: Container, *, has_gpu: bool) -> Verdict:
 
 def shared_memory(found: Container) -> Verdict:
     """/dev/shm, where clients put tensors, and torch and CUDA their own; efserve's workers do not need it."""
+    if not found.shm_total_bytes:
+        return warning("there is none", "mount one: shared memory of clients and CUDA's own lie there")
     told = f"{_gib(found.shm_free_bytes)} of {_gib(found.shm_total_bytes)} free in /dev/shm"
     if found.shm_free_bytes >= _GIB:
         return ok(told)
@@ -87,4 +89,4 @@ def _moved(taken: Sequence[Port]) -> list[str]:
 
 
 def _gib(count_bytes: int) -> str:
-    return f"{count_bytes / _GIB:.1f} GiB"
+    return f"{count_bytes / _GIB:.1f} GiB" if count_bytes >= _GIB else f"{count_bytes >> 20} MiB"
