@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from efserve.cli import COMMANDS, main
+from efserve.cli import COMMANDS, LazyGroup, main
 
 # Command -> the dataclass that its options become.
 CONFIGS = {
@@ -157,3 +157,18 @@ def test_plot_without_matplotlib_is_told_before_measuring(tmp_path: Path) -> Non
     )
     assert done.returncode == 2
     assert done.stderr == "Error: --plot needs matplotlib: pip install 'efserve[plot]'\n"
+
+
+class Interrupting(LazyGroup):
+    """A group whose only command gets a Ctrl-C."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        return click.Command(cmd_name, callback=self._be_interrupted)
+
+    def _be_interrupted(self) -> None:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_has_its_own_exit_code() -> None:
+    result = CliRunner().invoke(Interrupting(), ["doctor"])
+    assert (result.exit_code, result.output) == (130, "Interrupted.\n")

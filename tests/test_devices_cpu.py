@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from efserve.devices.cgroup import CgroupLimits, cgroup_limits, core_list
+from efserve.devices.cgroup import CgroupLimits, cgroup_limits, core_list, core_ranges
 from efserve.devices.cpu import (
     Cache,
     NumaNode,
     available_cores,
+    cores_to_use,
     host_cpu,
     numa_nodes,
     usable_cores,
@@ -126,6 +127,15 @@ def test_lists_of_cores(text: str, cores: tuple[int, ...]) -> None:
     assert core_list(text) == cores
 
 
+@given(st.sets(st.integers(0, 300)))
+def test_lists_of_cores_are_written_as_they_are_read(cores: set[int]) -> None:
+    assert core_list(core_ranges(sorted(cores))) == tuple(sorted(cores))
+
+
+def test_neighbouring_cores_are_a_range() -> None:
+    assert core_ranges((0, 1, 2, 7)) == "0-2,7"
+
+
 @pytest.mark.parametrize(
     ("cores", "quota", "usable"), [(64, 2.5, 2), (64, None, 64), (2, 8.0, 2), (4, 0.5, 1), (4, 4.0, 4), (1, 1.9, 1)]
 )
@@ -177,6 +187,12 @@ def test_a_kernel_that_tells_little(tmp_path: Path) -> None:
     cpu = host_cpu(tmp_path, (3, 5))
     assert cpu.model
     assert (cpu.siblings, cpu.numa_nodes, cpu.caches) == (((3,), (5,)), (NumaNode(0, (3, 5), None),), ())
+
+
+def test_under_a_quota_only_so_many_cores_are_used(tmp_path: Path) -> None:
+    group = {"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": "1 0 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"}
+    assert cores_to_use(tree(tmp_path, group | {"sys/fs/cgroup/cpu.max": "150000 100000\n"})) == available_cores()[:1]
+    assert cores_to_use(tree(tmp_path, group | {"sys/fs/cgroup/cpu.max": "max 100000\n"})) == available_cores()
 
 
 def test_this_machine() -> None:

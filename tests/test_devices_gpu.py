@@ -144,6 +144,8 @@ def test_without_a_driver_there_are_no_gpus(error: FakeNvmlError, problem: str) 
         ("0", "GPU-aaaa"),
         ("0:2", "MIG-two"),
         ("1", "GPU-bbbb"),
+        ("gpu1", "GPU-bbbb"),
+        ("GPU0:2", "MIG-two"),
         ("GPU-bbbb", "GPU-bbbb"),
         ("gpu-a", "GPU-aaaa"),
         ("mig-o", "MIG-one"),

@@ -64,7 +64,7 @@ def test_gpus_are_read_from_lines() -> None:
 def test_gpus_are_chosen_by_index_or_uuid() -> None:
     a, b = ListedGpu(0, "GPU-a", "DEFAULT", is_mig=False), ListedGpu(1, "GPU-b", "DEFAULT", is_mig=False)
     assert choose((a, b), ()) == (a, b)
-    assert choose((a, b), ("1",)) == (b,)
+    assert choose((a, b), ("1",)) == choose((a, b), ("gpu1",)) == (b,)
     assert choose((a, b), ("GPU-a", "0")) == (a,)
     with pytest.raises(UsageError, match=r"there is no GPU '7'; this machine has 0 \(GPU-a\), 1 \(GPU-b\)"):
         choose((a, b), ("0", "7"))

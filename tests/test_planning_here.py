@@ -20,7 +20,7 @@ def test_gpus_are_counted_by_name_and_stand_before_the_processor() -> None:
     a100, hopper, processor = kinds_of(cards, host)
     assert (a100.name, a100.count) == ("nvidia-a100-sxm4-80gb", 1)
     assert hopper == Kind("nvidia-h200", 2, 140_000)
-    assert (processor.name, processor.count) == (cpu_slug(host.model, len(host.cores)), 1)
+    assert (processor.name, processor.count) == (cpu_slug(host.model, host.usable_cores), 1)
     assert 0 < processor.memory_mb <= host.memory_total_bytes / 1e6
 
 

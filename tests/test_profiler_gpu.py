@@ -79,7 +79,7 @@ def test_a_gpu_is_found_by_name_and_uuid() -> None:
     assert (found.facts.slug, found.facts.gpu, found.facts.driver) == ("nvidia-h200", "NVIDIA H200", "570.86.15")
     assert (found.uuid, found.name, found.sm_count) == ("GPU-aaaa", "gpu0", 132)
     assert device(wanted="GPU-aaaa").uuid == device(wanted="0").uuid == device(wanted="gpu-aaaa").uuid == "GPU-aaaa"
-    with pytest.raises(UsageError, match="GPU '7' fits none of this machine's GPUs"):
+    with pytest.raises(UsageError, match="GPU 'gpu7' fits none of this machine's GPUs"):
         device(wanted="gpu7")
     without = connect(FakeNvml(init=LIBRARY_NOT_FOUND))
     with pytest.raises(UsageError, match="--device gpu0: no NVIDIA driver; --device cpu runs here"):

@@ -19,6 +19,6 @@ def test_a_quota_takes_cores_from_the_last_nodes() -> None:
 def test_gpus_have_names_and_uuids() -> None:
     whole, part = Gpu(0, "GPU-A"), Gpu(1, "MIG-b", slice_index=0)
     room = Room(((0,),), gpus=(whole, part))
-    assert room.gpu("gpu0") is room.gpu("gpu-a") is whole
+    assert room.gpu("gpu0") is room.gpu("gpu-a") is room.gpu("0") is whole
     assert room.gpu("GPU1:0") is room.gpu("MIG-b") is part
     assert room.gpu("gpu1") is None

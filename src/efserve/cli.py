@@ -6,7 +6,7 @@ import sys
 import click
 
 from efserve import __version__
-from efserve.errors import EfserveError
+from efserve.errors import INTERRUPTED, EfserveError
 
 # name -> short help, so that `efserve --help` imports no command
 COMMANDS = {
@@ -50,6 +50,9 @@ class LazyGroup(click.Group):
         except EfserveError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
         except BrokenPipeError:  # the reader of our output has gone: nothing is left to say, nor anybody to say it to
             sys.stderr.close()
             ctx.exit(1)

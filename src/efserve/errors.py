@@ -4,6 +4,8 @@ The tree has two halves: what the caller did (`ClientError`) and what we did (`S
 answer on the v2 port, `exit_code` the end of a command. A message says what, which value, what was expected, what next.
 """
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells give it for SIGINT
+
 
 class EfserveError(Exception):
     """Root of the tree; its text is shown to users as it is."""

@@ -9,8 +9,6 @@ import click
 
 from efserve.errors import EfserveError
 
-INTERRUPTED = 130  # exit code after Ctrl-C
-
 _Result = TypeVar("_Result")
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from efserve.devices.cpu import host_cpu
-from efserve.devices.gpu import MigSlice, gpus
+from efserve.devices.gpu import MigSlice, gpus, is_named
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,12 @@ class Gpu:
     @property
     def name(self) -> str:
         """As `--share` calls it: `gpu0`, and a slice of it `gpu0:1`."""
-        return f"gpu{self.index}" if self.slice_index is None else f"gpu{self.index}:{self.slice_index}"
+        return f"gpu{self.number}"
+
+    @property
+    def number(self) -> str:
+        """The index as people write it: `0`, and of a slice `0:1`."""
+        return f"{self.index}" if self.slice_index is None else f"{self.index}:{self.slice_index}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +48,8 @@ class Room:
         return tuple(node for node in nodes if node)
 
     def gpu(self, device: str) -> Gpu | None:
-        """The GPU of that name or uuid."""
-        wanted = device.lower()
-        return next((gpu for gpu in self.gpus if wanted in (gpu.name, gpu.uuid.lower())), None)
+        """The GPU of that name, index or uuid."""
+        return next((gpu for gpu in self.gpus if is_named(device, gpu.number, gpu.uuid)), None)
 
 
 def room_here() -> Room:

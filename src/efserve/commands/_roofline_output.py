@@ -4,13 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from efserve.errors import UsageError
+from efserve.errors import INTERRUPTED, UsageError
 from efserve.profiler.options import ProfileConfig
 
 if TYPE_CHECKING:
     from efserve.profiler.roofline import RooflineResult
-
-INTERRUPTED = 130  # exit code, as shells give it for SIGINT
 
 
 def check_roofline(config: ProfileConfig) -> None:

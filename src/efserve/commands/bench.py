@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from efserve.errors import MeasurementFailed, UsageError
-from efserve.interrupts import INTERRUPTED, run
+from efserve.errors import INTERRUPTED, MeasurementFailed, UsageError
+from efserve.interrupts import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from efserve.interrupts import INTERRUPTED, run
+from efserve.errors import INTERRUPTED
+from efserve.interrupts import run
 
 if TYPE_CHECKING:
     from efserve.comparison import Comparison

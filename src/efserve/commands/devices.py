@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from efserve.devices.cgroup import core_ranges
 from efserve.inspection.devices import DevicesJob
 
 if TYPE_CHECKING:
@@ -60,13 +61,13 @@ def show(found: "Devices", console: "Console") -> None:
 def _cpu_rows(cpu: "HostCpu") -> "Iterator[tuple[str, str]]":
     limits = cpu.cgroup
     yield "model", cpu.model
-    told = f"{len(cpu.cores)} of {cpu.cores_of_machine} ({_ranges(cpu.cores)})"
+    told = f"{len(cpu.cores)} of {cpu.cores_of_machine} ({core_ranges(cpu.cores)})"
     yield "cores", told if len(cpu.siblings) == len(cpu.cores) else f"{told} on {len(cpu.siblings)} physical cores"
     if limits.cpu_quota_cores is not None:
         yield "quota", f"{limits.cpu_quota_cores:g} cores; {cpu.usable_cores} usable at once"
     for node in cpu.numa_nodes:
         memory = f", {_size(node.memory_bytes)}" if node.memory_bytes else ""
-        yield f"NUMA node {node.node}", f"cores {_ranges(node.cores)}{memory}"
+        yield f"NUMA node {node.node}", f"cores {core_ranges(node.cores)}{memory}"
     for cache in cpu.caches:
         kind = {"data": "d", "instruction": "i"}.get(cache.kind, "")
         yield f"cache L{cache.level}{kind}", f"{cache.count} x {_size(cache.size_bytes)}"
@@ -131,17 +132,6 @@ def _columns(names: "Sequence[str]", rows: "Sequence[tuple[str, ...]]") -> "Tabl
     for row in rows:
         table.add_row(*map(escape, row))
     return table
-
-
-def _ranges(cores: "Sequence[int]") -> str:
-    """Ascending numbers in the kernel's list format: 0, 1, 2, 7 is `0-2,7`."""
-    runs: list[list[int]] = []
-    for core in cores:
-        if runs and core == runs[-1][-1] + 1:
-            runs[-1] = [runs[-1][0], core]
-        else:
-            runs.append([core])
-    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def _known(value: object | None) -> str:

@@ -5,10 +5,8 @@ from typing import Any
 
 import click
 
-from efserve.errors import UsageError
+from efserve.errors import INTERRUPTED, UsageError
 from efserve.profiler.options import DEFAULT_MAX_BATCH, ProfileConfig
-
-INTERRUPTED = 130  # exit code, as shells give it for SIGINT
 
 
 def _numbers(text: str) -> tuple[int, ...]:

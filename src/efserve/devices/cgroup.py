@@ -5,7 +5,7 @@ Files: proc_pid_cgroup(5), proc_pid_mountinfo(5), cgroups(7), and the kernel's a
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -53,6 +53,17 @@ def core_list(text: str) -> tuple[int, ...]:
         if first:
             cores.update(range(int(first), int(last or first) + 1))
     return tuple(sorted(cores))
+
+
+def core_ranges(cores: Sequence[int]) -> str:
+    """Ascending cores in the kernel's list format, as `core_list` reads it."""
+    runs: list[list[int]] = []
+    for core in cores:
+        if runs and core == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], core]
+        else:
+            runs.append([core])
+    return ",".join("-".join(map(str, run)) for run in runs)
 
 
 def read_text(path: Path) -> str:

@@ -60,9 +60,18 @@ def usable_cores(cores: int, quota_cores: float | None) -> int:
     return cores if quota_cores is None else min(cores, max(1, int(quota_cores)))
 
 
+def cores_to_use(root: Path = Path("/")) -> tuple[int, ...]:
+    """The first of the available cores, as many as may be busy at once; `root` is where control groups are looked for.
+
+    What is measured on more of them is halted in between.
+    """
+    cores = available_cores()
+    return cores[: usable_cores(len(cores), cgroup_limits(root).cpu_quota_cores)]
+
+
 def usable_cores_here() -> int:
     """`usable_cores` of this process, by its affinity and its control groups."""
-    return usable_cores(len(available_cores()), cgroup_limits().cpu_quota_cores)
+    return len(cores_to_use())
 
 
 def host_cpu(root: Path = Path("/"), cores: tuple[int, ...] | None = None) -> HostCpu:

@@ -154,8 +154,13 @@ def cuda_devices(all_gpus: Sequence[Gpu]) -> tuple[Gpu | MigSlice, ...]:
     return tuple(device for gpu in all_gpus for device in (gpu.mig_slices if gpu.mig_enabled else (gpu,)))
 
 
+def is_named(wanted: str, index: str, uuid: str) -> bool:
+    """Whether a person means this device, of index `0` or a slice `0:1`: by `0`, `gpu0` or the uuid, in any case."""
+    return wanted.strip().lower() in (index, f"gpu{index}", uuid.lower())
+
+
 def find_gpu(wanted: str, all_gpus: Sequence[Gpu]) -> Gpu | MigSlice:
-    """The one GPU or slice of that index (`0`, a slice is `0:1`), uuid or beginning of one, or beginning of a name.
+    """The one GPU or slice of that index (`0` or `gpu0`, a slice is `0:1`), uuid or beginning of one, or of a name.
 
     Raises UsageError where there is none or more than one.
     """
@@ -163,7 +168,7 @@ def find_gpu(wanted: str, all_gpus: Sequence[Gpu]) -> Gpu | MigSlice:
     for gpu in all_gpus:
         known += [(str(gpu.index), gpu), *((f"{gpu.index}:{part.index}", part) for part in gpu.mig_slices)]
     text = wanted.strip().lower()
-    found = [device for index, device in known if text in {index, device.uuid.lower()}]
+    found = [device for index, device in known if is_named(text, index, device.uuid)]
     if text and not found:
         found = [device for _, device in known if device.uuid.lower().startswith(text)]
     if text and not found:

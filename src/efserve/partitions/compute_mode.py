@@ -8,6 +8,7 @@ import logging
 import os
 from dataclasses import dataclass
 
+from efserve.devices.gpu import is_named
 from efserve.errors import MpsFailed, UsageError
 from efserve.partitions.mps_directory import RunDirectory
 from efserve.partitions.nvidia_programs import NvidiaPrograms, run_program
@@ -54,11 +55,11 @@ def parse_gpus(text: str) -> tuple[ListedGpu, ...]:
 
 def choose(gpus: tuple[ListedGpu, ...], wanted: tuple[str, ...]) -> tuple[ListedGpu, ...]:
     """The GPUs that are named by index or uuid, or all, without those in MIG mode; UsageError for unknown ones."""
-    unknown = [name for name in wanted if name not in {str(gpu.index) for gpu in gpus} | {gpu.uuid for gpu in gpus}]
+    chosen = [gpu for gpu in gpus if not wanted or any(is_named(name, f"{gpu.index}", gpu.uuid) for name in wanted)]
+    unknown = [name for name in wanted if not any(is_named(name, f"{gpu.index}", gpu.uuid) for gpu in chosen)]
     if unknown:
         known = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus)
         raise UsageError(f"there is no GPU '{unknown[0]}'; this machine has {known}")
-    chosen = [gpu for gpu in gpus if not wanted or str(gpu.index) in wanted or gpu.uuid in wanted]
     for gpu in chosen:
         if gpu.is_mig:
             log.warning("%s is in MIG mode and is left alone", gpu.uuid)

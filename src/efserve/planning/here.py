@@ -30,4 +30,4 @@ def kinds_of(cards: Sequence[Gpu], host: HostCpu) -> list[Kind]:
         sizes_bytes = [device.memory_total_bytes or 0 for device in same]
         kinds.append(Kind(name, len(sizes_bytes), min(sizes_bytes) / 1e6))
     memory_bytes = min(host.memory_total_bytes, host.cgroup.memory_limit_bytes or host.memory_total_bytes)
-    return [*kinds, Kind(cpu_slug(host.model, len(host.cores)), 1, memory_bytes / 1e6)]
+    return [*kinds, Kind(cpu_slug(host.model, host.usable_cores), 1, memory_bytes / 1e6)]

@@ -64,7 +64,7 @@ def measure_cpu(cpu: HostCpu, cores: Sequence[int], precisions: Collection[str])
     threads = "1 thread" if len(cores) == 1 else f"{len(cores)} threads"
     return Ceilings(
         device=cpu.model,
-        part=f"{len(cores)} of {len(cpu.cores)} cores, {threads}",
+        part=f"{len(cores)} of {cpu.usable_cores} cores, {threads}",
         library=f"onnxruntime {onnxruntime.__version__}",
         peaks=peaks,
         memory=memory,

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from efserve.devices.cpu import available_cores
 from efserve.devices.gpu import cuda_devices, gpus
+from efserve.partition import CPU
 from efserve.profiler.gpu import GpuDevice, gpu_device, mps_for
 from efserve.profiler.options import ProfileConfig
 from efserve.profiler.shares import Device, cpu_device
@@ -13,9 +14,9 @@ from efserve.records import Machine
 
 def device_for(config: ProfileConfig, machine: Machine) -> Device:
     """The device that the options name. Raises UsageError where it is not there."""
-    if config.device == "cpu":
+    if config.device.lower() == CPU:
         return cpu_device(machine.cpu_model)
-    if config.device != "auto":
+    if config.device.lower() != "auto":
         return gpu_device(config.device, available_cores())
     there = cuda_devices(gpus())
     return gpu_device(there[0].uuid, available_cores()) if there else cpu_device(machine.cpu_model)

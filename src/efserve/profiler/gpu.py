@@ -5,7 +5,6 @@ Never run on a GPU by this project: the logic is tested with a stand-in for the 
 
 import asyncio
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -86,7 +85,7 @@ def gpu_device(wanted: str, cores: tuple[int, ...], library: Nvml | None = None)
     facts = gpu_facts(library)
     if not facts.gpus:
         raise UsageError(f"--device {wanted}: {facts.problem or 'the driver has no GPU'}; --device cpu runs here")
-    found = find_gpu(re.sub(r"^gpu(?=\d)", "", wanted), facts.gpus)
+    found = find_gpu(wanted, facts.gpus)
     device_facts = DeviceFacts(
         slug=gpu_slug(found.name),
         cores=cores,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from efserve.devices.cpu import available_cores, cpu_slug
+from efserve.devices.cpu import cores_to_use, cpu_slug
 from efserve.errors import UsageError
 from efserve.partition import Partition
 from efserve.profiler.gauges import CpuGauge, Gauge
@@ -90,8 +90,8 @@ class CpuDevice:
 
 
 def cpu_device(cpu_model: str) -> CpuDevice:
-    """The processor of this machine."""
-    cores = available_cores()
+    """The processor of this machine, within a quota of its time."""
+    cores = cores_to_use()
     return CpuDevice(DeviceFacts(cpu_slug(cpu_model, len(cores)), cores, "one per core", "cores"))
 
 

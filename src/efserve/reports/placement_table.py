@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from efserve.devices.cgroup import core_ranges
 from efserve.frontend.service import Placement
 
 
@@ -43,7 +44,7 @@ def _obtained(place: Placement) -> str:
         return f"{place.sm_count} SMs{pct}"
     if not place.cores:
         return "any core" if place.device == "cpu" else "the device"
-    return f"core{'s' * (len(place.cores) > 1)} {_ranges(place.cores)}{pct}"
+    return f"core{'s' * (len(place.cores) > 1)} {core_ranges(place.cores)}{pct}"
 
 
 def _memory(place: Placement) -> str:
@@ -54,14 +55,3 @@ def _memory(place: Placement) -> str:
     if place.device != "cpu":
         return f"{used} MiB on the host, {limit} there"
     return f"[red]{used} of {limit}[/]" if place.is_beyond_memory else f"{used} of {limit}"
-
-
-def _ranges(cores: Sequence[int]) -> str:
-    """0, 1, 2, 5 is `0-2,5`."""
-    parts: list[list[int]] = []
-    for core in cores:
-        if parts and parts[-1][-1] == core - 1:
-            parts[-1].append(core)
-        else:
-            parts.append([core])
-    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)

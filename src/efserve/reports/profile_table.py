@@ -58,7 +58,8 @@ def _cells(row: ProfileRow) -> dict[str, str]:
 
 def profile_title(facts: ProfileFacts) -> str:
     """What was measured and on what, in one line."""
-    device = facts.gpu or f"{facts.cpu_model} with {facts.total_cores} cores"
+    cores = "1 core" if facts.total_cores == 1 else f"{facts.total_cores} cores"
+    device = facts.gpu or f"{facts.cpu_model} with {cores}"
     return f"{facts.model} {facts.version}, {facts.engine_version}, {device}"
 
 

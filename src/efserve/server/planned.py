@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from efserve.asks import Ask
-from efserve.devices.cpu import available_cores, cpu_model, cpu_slug
+from efserve.devices.cpu import cpu_model, cpu_slug, usable_cores_here
 from efserve.errors import LoadFailed, UsageError
 from efserve.model_config import ModelConfig
 from efserve.partition import CPU, Partition
@@ -155,7 +155,7 @@ def _devices_here(plan: Plan, room: Room) -> tuple[dict[str, str], tuple[str, ..
         raise UsageError(f"the plan uses {len(processors)} processors, and a server has one: plan with --devices 1")
     if len(cards) > len(room.gpus):
         raise UsageError(f"the plan uses {len(cards)} GPUs, and efserve finds {len(room.gpus)} on this machine")
-    here = cpu_slug(cpu_model(), len(available_cores()))
+    here = cpu_slug(cpu_model(), usable_cores_here())
     notes = tuple(
         f"the plan is for {kinds[name]}, and this machine is {here}: its latencies may be others"
         for name in processors
