@@ -225,6 +225,11 @@ def test_json_data_is_judged_before_the_rest_of_the_request() -> None:
     assert error_of(FakeModel(two_inputs()), {"inputs": [short]}).startswith("Failed to parse 'data' field")
 
 
+def test_outputs_are_judged_before_inputs() -> None:
+    head = {"inputs": [one_input(shape=[1, 15])], "outputs": [{"name": "no"}]}
+    assert error_of(FakeModel(identity_config()), head).startswith("unexpected inference output 'no' for model")
+
+
 def test_the_last_input_is_judged_first() -> None:
     wrong = [{"name": name, "shape": [1, 1], "datatype": "FP64", "data": [1]} for name in ("A", "B")]
     assert "inference input 'B' data-type" in error_of(FakeModel(two_inputs()), {"inputs": wrong})

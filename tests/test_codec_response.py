@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from efserve.codec.v2_infer import OutputPlan, Template, decode
-from efserve.codec.v2_response import classify, render, with_id
+from efserve.codec.v2_response import MAX_CLASSES, classify, render, with_id
 from efserve.errors import InvalidRequest
 from efserve.inference import OutputTensor
 from efserve.tensors import NUMPY_DTYPES, TensorSpec, encode_bytes
@@ -113,6 +113,11 @@ def test_classification_by_row() -> None:
 )
 def test_classification_of_every_kind_of_number(datatype: str, values: Any, expected: list[bytes]) -> None:
     assert classes(datatype, values, 10, batches=False) == ((3,), expected)
+
+
+def test_too_many_classes_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="classification output tensor too large"):
+        classes("UINT8", np.zeros((1, MAX_CLASSES + 1), np.uint8), 5)
 
 
 def test_classification_in_an_answer() -> None:

@@ -60,7 +60,7 @@ def test_int8_and_its_figures(tmp_path: Path) -> None:
     exact = np.asarray(answers(tmp_path / "models/net/1", judged), np.float32)
     found = np.asarray(answers(tmp_path / "models/net_int8/1", judged), np.float32)
     (loss,) = result.losses
-    assert (loss.samples, loss.engine, loss.inputs) == (16, "onnx", "samples of samples.npy")
+    assert (loss.samples, loss.engine, loss.inputs) == (16, "onnx", "samples.npy")
     assert loss.max_abs == pytest.approx(np.abs(exact - found).max(), rel=1e-3)
     assert loss.mean_abs == pytest.approx(np.abs(exact - found).mean(), rel=1e-3)
     assert loss.scale == pytest.approx(np.abs(exact).max(), rel=1e-3)

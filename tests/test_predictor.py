@@ -14,7 +14,7 @@ from efserve.errors import EfserveError, LoadFailed, NotFound, UsageError
 from efserve.model_config import ModelConfig
 from efserve.predictor.model import class_output, top_classes
 from efserve.predictor.predict import InferJob, predict
-from efserve.samples import Sample, batches, read_samples
+from efserve.samples import Sample, batches, read_folder, read_samples
 from efserve.tensors import TensorSpec
 
 ONE = ModelConfig("net", max_batch_size=4, inputs=(TensorSpec("x", "FP32", (2, 2)),))
@@ -146,3 +146,20 @@ def test_model_that_is_not_there(tmp_path: Path, job: dict[str, Any], error: typ
     file = write(tmp_path, "x.json", [1, 2, 3, 4])
     with pytest.raises(error, match=message):
         predict(InferJob(**job, files=(file,), model_repository=tmp_path))
+
+
+def test_a_folder_has_the_rows_of_its_images_and_arrays(tmp_path: Path) -> None:
+    config = ModelConfig("m", max_batch_size=4, inputs=(TensorSpec("x", "FP32", (2,)),))
+    (tmp_path / "deep").mkdir()
+    np.save(tmp_path / "a.npy", np.arange(6, dtype=np.float32).reshape(3, 2))
+    np.savez(tmp_path / "deep" / "b.npz", x=np.array([7, 8], np.float32))
+    (tmp_path / "labels.json").write_text('{"a.npy": "a label"}')
+    rows = [sample.tensors[0].tolist() for sample in read_folder(tmp_path, config, 10)]
+    assert rows == [[0, 1], [2, 3], [4, 5], [7, 8]]
+    assert len(read_folder(tmp_path, config, 2)) == 2
+    (tmp_path / "values").mkdir()
+    (tmp_path / "values" / "c.json").write_text("[9, 10]")
+    assert [sample.tensors[0].tolist() for sample in read_folder(tmp_path / "values", config, 2)] == [[9, 10]]
+    np.savez(tmp_path / "wrong.npz", y=np.zeros(2, np.float32))
+    with pytest.raises(UsageError, match="has arrays y; model 'm' takes x"):
+        read_samples(tmp_path / "wrong.npz", config)

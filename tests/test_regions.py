@@ -253,7 +253,7 @@ def test_what_does_not_fit_a_region(regions: ClientRegions) -> None:
         request(model, {}, offset=4095)
     with pytest.raises(InvalidRequest, match=r"Invalid offset \+ byte size"):
         request(model, in_region(4000, 97))
-    with pytest.raises(InvalidRequest, match="'classification' cannot be set with 'shared_memory_region'"):
+    with pytest.raises(InvalidRequest, match="Output can't set both 'shared_memory_region' and 'classification'"):
         request(model, {**in_region(0, 64), "classification": 1})
     template, _, _ = request(model, in_region(0, 10))
     with pytest.raises(InferenceFailed, match=r"for output 'output' \(10 bytes\) should be at least 64 bytes"):

@@ -68,8 +68,10 @@ def test_unknown_names_and_folders(tmp_path: Path) -> None:
         scan([tmp_path], ["x"])
     with pytest.raises(UsageError, match="is not a folder"):
         scan([tmp_path / "nowhere"])
+    make(tmp_path / "other", "m", ("1/model.onnx",))
     with pytest.raises(ConfigError, match="in two repositories"):
-        scan([tmp_path, tmp_path])
+        scan([tmp_path, tmp_path / "other"])
+    assert [model.name for model in scan([tmp_path / "other", tmp_path / "m" / ".." / "other"]).models] == ["m"]
 
 
 def test_labels(tmp_path: Path) -> None:

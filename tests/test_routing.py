@@ -59,6 +59,18 @@ def test_a_batch_that_can_grow_leaves_the_queue_when_a_slow_worker_is_free() -> 
     assert sends(r.batch_done(1, 0, 200 * AHEAD_NS)[1]) == [(1, 0, 1)]
 
 
+def test_a_delay_that_ends_while_nobody_looks_is_due_at_once() -> None:
+    batching = DynamicBatching(max_queue_delay_us=100)
+    r = Router(ModelConfig("m", max_batch_size=4, dynamic_batching=batching))
+    r.worker_ready(1, 2, 0)
+    assert list(r.add(request())) == []
+    assert r.due_ns(99_000) == 100_000
+    assert r.due_ns(150_000) == 150_000
+    assert sends(r.tick(150_000)) == [(1, 1, 1)]
+    assert list(r.add(request(at_ns=150_000))) == []
+    assert r.due_ns(300_000) is None  # it waits for the worker
+
+
 def test_a_quick_worker_gets_its_next_batch_ahead() -> None:
     r = router(4)
     r.worker_ready(1, 2, 0)

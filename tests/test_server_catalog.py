@@ -21,6 +21,15 @@ def catalog() -> Catalog:
     return models
 
 
+def test_readiness_may_leave_failed_models_out() -> None:
+    for strict in (True, False):
+        models = Catalog(strict=strict)
+        models.add_broken("b", "no files")
+        assert not models.ready()
+        models.set_started()
+        assert models.ready() is not strict
+
+
 def test_the_latest_version_comes_first() -> None:
     assert [version.version for version in catalog()] == ["10", "2"]
 

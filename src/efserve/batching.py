@@ -150,16 +150,19 @@ class BatchQueue:
         self.rows -= sum([request.rows for request in batch])
         return batch
 
-    def due_ns(self, now_ns: int) -> int | None:
+    def due_ns(self, now_ns: int, *, has_worker: bool = False) -> int | None:
         """When to look again if nothing arrives and no worker becomes free: a delay ends or a deadline passes.
 
-        A delay that is over already asks for nothing: its batch waits for a worker.
+        A delay that is over asks for nothing while its batch waits for a worker; where there is one (`has_worker`) it
+        has ended since somebody last looked, and it is time now.
         """
         if not self._delay_ns:
             return self._next_deadline_ns
         oldest_ns = min([line[0].arrival_ns for line in self._lines if line], default=None)
-        if oldest_ns is None or oldest_ns + self._delay_ns <= now_ns:
+        if oldest_ns is None:
             return self._next_deadline_ns
+        if oldest_ns + self._delay_ns <= now_ns:
+            return now_ns if has_worker else self._next_deadline_ns
         delay_end_ns = oldest_ns + self._delay_ns
         return delay_end_ns if self._next_deadline_ns is None else min(delay_end_ns, self._next_deadline_ns)
 

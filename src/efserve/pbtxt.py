@@ -64,6 +64,13 @@ _TRITON_NAMES = {
     "tensorrt": ("tensorrt_plan", "tensorrt"),
     "python": ("", "python"),
 }
+# What Triton's backends call the file of a version where the config names none.
+_FILENAMES = {
+    "onnx": "model.onnx",
+    "torchscript": "model.pt",
+    "openvino": "model.xml",
+    "python": "model.py",
+}
 _ENGINES = {name: engine for engine, names in _TRITON_NAMES.items() for name in names if name}
 
 
@@ -113,16 +120,17 @@ def _from_message(message: Any, name: str) -> ModelConfig:
     for filename in (message.default_model_filename, *(tensor.label_filename for tensor in message.output)):
         if PurePosixPath(filename).is_absolute() or ".." in PurePosixPath(filename).parts:
             raise ConfigError(f"config.pbtxt of '{name}': file '{filename}' is outside the model's folder")
+    engine = _engine(message, name)
     return ModelConfig(
         name=name,
-        engine=_engine(message, name),
+        engine=engine,
         max_batch_size=message.max_batch_size,
         inputs=_specs("input", message.input, name),
         outputs=_specs("output", message.output, name),
         dynamic_batching=_dynamic_batching(message, name),
         instance_groups=read_groups(message, name),
         version_policy=_version_policy(message, name),
-        default_model_filename=message.default_model_filename or _named_plan(message),
+        default_model_filename=_filename(message, engine),
         label_filenames={tensor.name: tensor.label_filename for tensor in message.output if tensor.label_filename},
         parameters={key: value.string_value for key, value in message.parameters.items()},
         warmup=tuple(_warmup(sample, name) for sample in message.model_warmup),
@@ -152,7 +160,7 @@ def config_message(config: ModelConfig) -> Any:
         platform=platform,
         backend=backend,
         max_batch_size=config.max_batch_size,
-        default_model_filename=config.default_model_filename,
+        default_model_filename=config.default_model_filename or _FILENAMES.get(config.engine, ""),
     )
     for spec in config.inputs:
         optional = spec.name in config.optional_inputs
@@ -244,9 +252,11 @@ def _engine(message: Any, name: str) -> str:
     return engines.pop() if engines else ""
 
 
-def _named_plan(message: Any) -> str:
-    """The file that Triton's platform for plans means where the config names none."""
-    return "model.plan" if message.platform == "tensorrt_plan" else ""
+def _filename(message: Any, engine: str) -> str:
+    """The file that the config names, where it is not the one that is meant anyway."""
+    if not message.default_model_filename and message.platform == "tensorrt_plan":
+        return "model.plan"  # not that of another kind which the engine takes as well
+    return "" if message.default_model_filename == _FILENAMES.get(engine) else message.default_model_filename
 
 
 def _specs(kind: str, tensors: Iterable[Any], model: str) -> tuple[TensorSpec, ...]:

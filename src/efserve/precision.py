@@ -37,6 +37,11 @@ class Loss:
     scale: float  # the largest magnitude of the source's answers
     top1_agreement: float | None  # part of the samples whose largest score is the same one; None: no scores
 
+    @property
+    def over(self) -> str:
+        """What it was measured over, for people."""
+        return f"{self.samples} sample{'' if self.samples == 1 else 's'} of {self.inputs}"
+
 
 @dataclass(frozen=True, slots=True)
 class Parity:
@@ -94,9 +99,9 @@ def _sha256(path: Path) -> str:
 
 
 def loss_text(loss: Loss) -> str:
-    """One line: `onnx by openvino, 64 random images: mean 1e-3, max 1e-2 of 10, top-1 the same in 99 %`."""
+    """One line: `onnx by openvino, 64 samples of photos: mean 1e-3, max 1e-2 of 10, top-1 the same in 99 %`."""
     classes = "" if loss.top1_agreement is None else f", top-1 the same in {loss.top1_agreement:.1%}"
     return (
-        f"{loss.format} by {loss.engine}, {loss.samples} {loss.inputs}: mean {loss.mean_abs:.2e}, "
+        f"{loss.format} by {loss.engine}, {loss.over}: mean {loss.mean_abs:.2e}, "
         f"max {loss.max_abs:.2e} of {loss.scale:.3g}{classes}"
     )

@@ -102,7 +102,7 @@ class Scan:
 def model_folders(repositories: Sequence[Path]) -> dict[str, Path]:
     """The folder of each model, by its name; UsageError for a repository that is none, ConfigError for a name twice."""
     folders: dict[str, Path] = {}
-    for repository in repositories:
+    for repository in {path.resolve(): path for path in repositories}.values():  # one given twice is one
         if not repository.is_dir():
             raise UsageError(f"model repository {repository} is not a folder; name one with --model-repository")
         for path in sorted(repository.iterdir()):

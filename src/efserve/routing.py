@@ -182,7 +182,14 @@ class Router:
 
     def due_ns(self, now_ns: int) -> int | None:
         """When `tick` is wanted; None: only when something else happens."""
-        return self._queue.due_ns(now_ns)
+        return self._queue.due_ns(now_ns, has_worker=self._has_worker())
+
+    def _has_worker(self) -> bool:
+        """Whether a batch could begin now; never with an SLO, where that depends on the requests."""
+        if not self._has_terms:
+            return not self._hold_requests and self._most_free() >= 0
+        terms = [slots.terms for slots in self._workers.values() if slots.free and slots.terms is not None]
+        return not self._slo_ns and any(each.turns is None or each.turns.holder is None for each in terms)
 
     def _dispatch(self, now_ns: int) -> Sequence[Action]:
         actions: list[Action] = []

@@ -49,15 +49,17 @@ def read_samples(path: Path, config: ModelConfig) -> list[Sample]:
 
 
 def read_folder(path: Path, config: ModelConfig, most: int) -> list[Sample]:
-    """The rows of a file, or of all files of known types below a folder; of more than `most`, evenly picked ones.
+    """The rows of a file, or of all images and arrays below a folder; of more than `most`, evenly picked ones.
 
-    Raises UsageError where there are none, and as `read_samples`.
+    A folder's .json files are taken where there is nothing else: beside images they tell labels. Raises UsageError
+    where there is nothing, and as `read_samples`.
     """
     if not path.is_dir():
         return _picked(read_samples(path, config), most)
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _KNOWN and file.is_file())
-    if not files:
+    known = sorted(file for file in path.rglob("*") if file.suffix.lower() in _KNOWN and file.is_file())
+    if not known:
         raise UsageError(f"{path} has no files of samples; expected {', '.join(_KNOWN)}")
+    files = [file for file in known if file.suffix.lower() != ".json"] or known
     return _picked([row for file in _picked(files, most) for row in read_samples(file, config)], most)
 
 

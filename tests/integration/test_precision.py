@@ -60,4 +60,4 @@ def test_check_shows_the_loss(tmp_path: Path) -> None:
     )
     (checked,) = json.loads(done.stdout)
     assert any(remark.startswith("converted to int8") for remark in checked["remarks"])
-    assert any("64 random images" in remark for remark in checked["remarks"])
+    assert any("64 samples of random images" in remark for remark in checked["remarks"])

@@ -267,17 +267,18 @@ def _raw_shape(config: ModelConfig, spec: TensorSpec, size_bytes: int) -> Shape:
 
 
 def build_template(model: ModelView, head: RequestHead) -> Template:
-    """What the head says, checked against the model's config."""
+    """What the head says, checked against the model's config, outputs first as Triton does."""
     config = model.config
     asked = parse_parameters(head.parameters)
     if asked.sequence_id or asked.sequence_start or asked.sequence_end:
         raise Unsupported(f"model '{config.name}' has no sequence batching; send requests without sequence parameters")
+    places, tail_bytes = tail_places(head.inputs)
+    outputs = _plan_outputs(config, model.labels, head.outputs, default_binary=asked.binary_data_output)
     given = by_name(config, head.inputs)
     if len(given) < len(config.inputs):  # the rest is optional
         config = replace(config, inputs=tuple(spec for spec in config.inputs if spec.name in given))
     shapes = tuple(tuple(given[spec.name].shape) for spec in config.inputs)
     rows = check_rows(config, shapes)
-    places, tail_bytes = tail_places(head.inputs)
     for spec, shape in reversed(list(zip(config.inputs, shapes, strict=True))):  # Triton looks at the last one first
         check_input(config, spec, shape, given[spec.name])
     slices = tuple(places.get(spec.name) for spec in config.inputs)
@@ -289,7 +290,6 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
     in_memory = memory_inputs(config, given, shapes)
     if config is not model.config:
         shapes, slices, in_memory = with_absent(model.config, given, rows, (shapes, slices, in_memory))
-    outputs = _plan_outputs(config, model.labels, head.outputs, default_binary=asked.binary_data_output)
     return Template(
         model_name=config.name,
         model_version=model.version,
@@ -342,8 +342,8 @@ def _plan_outputs(
 def _check_output(config: ModelConfig, plan: OutputPlan) -> None:
     datatype, what = plan.spec.datatype, f"output '{plan.spec.name}' of model '{config.name}'"
     if plan.classes and datatype == "BYTES":
-        raise InvalidRequest(f"{what}: classification needs numbers, its datatype is BYTES")
+        raise InvalidRequest("class result not available for output due to unsupported type 'BYTES'")
     if plan.classes and plan.place is not None:
-        raise InvalidRequest(f"{what}: 'classification' cannot be set with 'shared_memory_region'")
+        raise InvalidRequest("Output can't set both 'shared_memory_region' and 'classification'")
     if not (plan.binary or plan.classes or plan.place is not None) and datatype in ("FP16", "BF16"):
         raise InvalidRequest(f"{what}: {datatype} has no JSON form; ask for it with binary_data true")

@@ -14,6 +14,7 @@ from efserve.inference import Buffer, Outputs, OutputTensor
 from efserve.tensors import Shape, decode_bytes, encode_bytes, to_array
 
 Values = npt.NDArray[Any]  # of any number datatype
+MAX_CLASSES = 1_000_000  # of one row, to choose the top ones from
 _encode = msgspec.json.Encoder().encode
 
 
@@ -84,6 +85,11 @@ def classify(plan: OutputPlan, output: OutputTensor, *, batches: bool) -> tuple[
     """
     array = _numbers(plan, output)
     rows = array.reshape(output.shape[0], -1) if batches else array.reshape(1, -1)
+    if rows.shape[1] > MAX_CLASSES:
+        raise InvalidRequest(
+            f"classification output tensor too large: '{plan.spec.name}' has {rows.shape[1]} elements, expected at "
+            f"most {MAX_CLASSES}"
+        )
     count = min(plan.classes, rows.shape[1])
     elements = [_class(plan, row, int(index)) for row in rows for index in _order(row)[:count]]
     return ((len(rows), count) if batches else (count,)), elements

@@ -172,7 +172,7 @@ def _show_losses(result: ConvertResult, console: "Console") -> None:
     from rich.table import Table
 
     first = result.losses[0]
-    console.print(f"Loss over {first.samples} {first.inputs}, whose scores reach {first.scale:.3g}", markup=False)
+    console.print(f"Loss over {first.over}, whose scores reach {first.scale:.3g}", markup=False)
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("File")
     table.add_column("Engine")

@@ -198,6 +198,12 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     type=click.Path(path_type=Path),
     help="Write URLs and models here as JSON once every model has started or failed.",
 )
+@click.option(
+    "--strict-readiness",
+    type=click.BOOL,
+    default=True,
+    help="The server is ready only when every model is; false: as soon as each has started or failed.  [default: true]",
+)
 @click.option("--exit-on-error", is_flag=True, help="End with exit code 1 when a model does not start.")
 @click.option("--exit-with-parent", is_flag=True, help="Stop when stdin closes.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")

@@ -41,7 +41,7 @@ def judge(loss: Loss, remedy: str) -> str:
     """What to tell of a loss, empty where it is small; raises ConversionFailed where the file is not the same model."""
     if loss.top1_agreement is None or loss.top1_agreement >= _AGREEMENT:
         return ""
-    part = f"{1 - loss.top1_agreement:.1%} of {loss.samples} {loss.inputs}"
+    part = f"{1 - loss.top1_agreement:.1%} of {loss.over}"
     text = f"the largest score is another one than the source's in {part}"
     if loss.top1_agreement < _LEAST_AGREEMENT:
         raise ConversionFailed(f"{FILENAMES[loss.format]}: {text}; {remedy}; nothing was written")

@@ -56,7 +56,7 @@ def _from_files(config: ModelConfig, job: ConvertJob) -> Samples:
     if not path.exists():
         raise UsageError(f"--calibration {path} does not exist; expected a file or a folder of samples")
     rows = [sample.tensors for sample in read_folder(path, config, CALIBRATION_ROWS + JUDGED_ROWS)]
-    what, notes = f"samples of {path.name}", list[str]()
+    what, notes = path.name or str(path), list[str]()
     judging = rows[::_SPLIT][:JUDGED_ROWS]
     calibrating = [row for at, row in enumerate(rows) if at % _SPLIT]
     if len(rows) < 2 * _SPLIT or job.precision != "int8":

@@ -16,8 +16,10 @@ class Catalog:
     `names` tells which models the repositories hold at this moment, served or not.
     """
 
-    def __init__(self, names: Callable[[], Iterable[str]] = tuple) -> None:
+    def __init__(self, names: Callable[[], Iterable[str]] = tuple, *, strict: bool = True) -> None:
+        """`names`: models that the repositories hold; `strict`: the server is ready only when every model is."""
         self._names = names
+        self._strict = strict
         self._versions: dict[str, dict[int, ServedVersion]] = {}  # of each model, the latest first
         self._broken: dict[str, str] = {}  # models whose config or files are wrong -> reason
         self._leaving: dict[tuple[str, str], VersionState] = {}  # versions that are being unloaded, or have been
@@ -88,8 +90,10 @@ class Catalog:
         return self._live
 
     def ready(self) -> bool:
-        """Every model that was to be served is ready."""
-        return self._live and self._started and not self._broken and all(version.is_ready for version in self)
+        """Every model that was to be served is ready; where that is not asked for, each has started or failed."""
+        if not (self._live and self._started):
+            return False
+        return not self._strict or (not self._broken and all(version.is_ready for version in self))
 
     def index(self, only_ready: bool) -> list[IndexEntry]:
         """The repository index: an entry per version, and one per model that cannot be read."""

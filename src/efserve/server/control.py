@@ -219,7 +219,7 @@ class RepositoryControl:
             raise
 
     def _take(self, candidate: _Candidate) -> list[ServedVersion]:
-        """The versions of a model on the partitions that it gets; LoadFailed where it can have none."""
+        """The versions of a model on the partitions that it gets; InvalidRequest where it can have none."""
         folder = candidate.folder
         held = self.allotment.held(folder.name)
         try:
@@ -228,7 +228,9 @@ class RepositoryControl:
             self.allotment.restore(folder.name, held)
             if candidate.place is not None:
                 candidate.place.cleanup()
-            raise LoadFailed(f"failed to load '{folder.name}', failed to poll from model repository: {exc}") from exc
+            raise InvalidRequest(
+                f"failed to load '{folder.name}', load failed for model '{folder.name}': {exc}"
+            ) from exc
 
     def _give_up(self, candidate: _Candidate, versions: Iterable[ServedVersion], shown: list[ServedVersion]) -> None:
         """A load has failed: what started of it ends; `shown` are the versions whose reasons the index tells."""

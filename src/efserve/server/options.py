@@ -47,6 +47,7 @@ class ServeConfig:
     trace_file: Path | None = None
     trace_config: tuple[str, ...] = ()  # KEY=VALUE, as Triton's
     ready_file: Path | None = None
+    strict_readiness: bool = True  # ready when all models are
     exit_on_error: bool = False
     exit_with_parent: bool = False
 

@@ -91,7 +91,7 @@ def run(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
 async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
     if config.ready_file is not None:
         _remove(config.ready_file)  # of an earlier run: whoever waits for the file waits for this one
-    catalog = Catalog(partial(repository_names, config))
+    catalog = Catalog(partial(repository_names, config), strict=config.strict_readiness)
     shared = Shared(
         ClientRegions(allowed=config.allow_client_shm),
         Tracer(*read_trace_config(config.trace_config, config.trace_file)),
