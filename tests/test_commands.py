@@ -190,3 +190,18 @@ def test_what_a_command_cannot_mend_is_a_sentence(failure: BaseException, code: 
 def test_a_fault_of_our_own_keeps_its_traceback() -> None:
     result = CliRunner().invoke(Failing(FileNotFoundError(errno.ENOENT, "No such file", "/x")), ["doctor"])
     assert isinstance(result.exception, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--pairs", "--slo", "5"], "leave it out with --pairs"),
+        (["--cores", "1", "--shares", "50"], "give one of the two"),
+        (["--resume", "--force"], "give one of the two"),
+        (["--roofline", "--pairs", "--json"], "by itself"),
+    ],
+)
+def test_options_of_profile_that_exclude_one_another(options: list[str], says: str) -> None:
+    result = CliRunner().invoke(main, ["profile", *options])
+    assert result.exit_code == 2
+    assert says in result.output

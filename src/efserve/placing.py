@@ -112,7 +112,7 @@ def _assign(shared: Sequence[Ask], others: Sequence[str], room: Room, held: Held
         names = _listed(list(dict.fromkeys(ask.model for ask in shared)))
         running = f", for {_listed(list(held))} run on the others" if held else ""
         raise UsageError(
-            f"the shares of {names} need {sum(counts)} of {total} cores, at least one each, and {most} are free"
+            f"the shares of {names} need {sum(counts)} of {total} cores, at least one each, and {most} {'is' if most == 1 else 'are'} free"
             f"{running}: ask for fewer shares, or for all of them when the server starts"
         )
     given: dict[int, Cores] = {}

@@ -169,6 +169,8 @@ def command(
     )
     if config.resume and config.force:
         raise UsageError("--resume keeps what is there, --force drops it: give one of the two")
+    if config.pairs and config.slo_ms is not None:
+        raise UsageError("--slo is about the batches of single models: leave it out with --pairs")
     if config.cores and config.shares:
         raise UsageError("--cores and --shares are two ways to say the same: give one of the two")
     if config.roofline:
