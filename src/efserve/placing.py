@@ -111,8 +111,9 @@ def _assign(shared: Sequence[Ask], others: Sequence[str], room: Room, held: Held
     if sum(counts) > most:
         names = _listed(list(dict.fromkeys(ask.model for ask in shared)))
         running = f", for {_listed(list(held))} run on the others" if held else ""
+        left = "1 is" if most == 1 else f"{most} are"
         raise UsageError(
-            f"the shares of {names} need {sum(counts)} of {total} cores, at least one each, and {most} {'is' if most == 1 else 'are'} free"
+            f"the shares of {names} need {sum(counts)} of {total} cores, at least one each, and {left} free"
             f"{running}: ask for fewer shares, or for all of them when the server starts"
         )
     given: dict[int, Cores] = {}
