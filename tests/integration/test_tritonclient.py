@@ -125,7 +125,7 @@ def test_trace_settings(tmp_path: Path) -> None:
         (line,) = trace.read_text().splitlines()
         stamps = [stamp["ns"] for stamp in json.loads(line)["timestamps"]]
         assert stamps == sorted(stamps)
-        with pytest.raises(InferenceServerException, match="'nope' is not found"):
+        with pytest.raises(InferenceServerException, match="Request for unknown model : nope"):
             client.get_trace_settings("nope")
 
 
