@@ -10,6 +10,7 @@
 # Started as root, it sets the compute mode EXCLUSIVE_PROCESS, which keeps programs that miss the daemon off the GPU.
 # The mode that was there is kept in the run directory until stop has restored it, also when a start was broken off.
 # A second start or stop does nothing. GPUs in MIG mode are left alone. Exit code 1: an error, said in one sentence.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # for those who say `sh start_MPS.sh`
 set -u -o pipefail
 
 run_dir="${XDG_RUNTIME_DIR:-/tmp}/efserve-mps-$(id -u)"

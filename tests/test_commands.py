@@ -1,6 +1,7 @@
 """The command line: quick to start, each option with its field, errors as a sentence and an exit code."""
 
 import dataclasses
+import errno
 import importlib
 import json
 import subprocess
@@ -159,16 +160,33 @@ def test_plot_without_matplotlib_is_told_before_measuring(tmp_path: Path) -> Non
     assert done.stderr == "Error: --plot needs matplotlib: pip install 'efserve[plot]'\n"
 
 
-class Interrupting(LazyGroup):
-    """A group whose only command gets a Ctrl-C."""
+class Failing(LazyGroup):
+    """A group with one command, which fails so."""
+
+    def __init__(self, failure: BaseException) -> None:
+        super().__init__()
+        self._failure = failure
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
-        return click.Command(cmd_name, callback=self._be_interrupted)
+        return click.Command(cmd_name, callback=self._fail)
 
-    def _be_interrupted(self) -> None:
-        raise KeyboardInterrupt
+    def _fail(self) -> None:
+        raise self._failure
 
 
-def test_ctrl_c_has_its_own_exit_code() -> None:
-    result = CliRunner().invoke(Interrupting(), ["doctor"])
-    assert (result.exit_code, result.output) == (130, "Interrupted.\n")
+@pytest.mark.parametrize(
+    ("failure", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted.\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "Error: cannot use /x: Permission denied\n"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), 1, "Error: cannot use /x: Read-only file system\n"),
+    ],
+)
+def test_what_a_command_cannot_mend_is_a_sentence(failure: BaseException, code: int, says: str) -> None:
+    result = CliRunner().invoke(Failing(failure), ["doctor"])
+    assert (result.exit_code, result.output) == (code, says)
+
+
+def test_a_fault_of_our_own_keeps_its_traceback() -> None:
+    result = CliRunner().invoke(Failing(FileNotFoundError(errno.ENOENT, "No such file", "/x")), ["doctor"])
+    assert isinstance(result.exception, FileNotFoundError)

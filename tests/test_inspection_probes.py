@@ -11,7 +11,7 @@ import pytest
 from efserve.devices.gpu import GpuFacts
 from efserve.devices.nvml import NO_DRIVER
 from efserve.inspection.probes import Library, ask, ask_gpus, gpus_from, library_from
-from efserve.inspection.programs import Ended
+from efserve.programs import Ended
 
 STAND_INS = {
     "onnxruntime": "import signal; signal.pause()",

@@ -46,6 +46,12 @@ def test_a_driver_without_mps_or_gpus_is_told_so(tmp_path: Path) -> None:
     assert "finds no GPU" in done.stderr
 
 
+def test_any_shell_may_be_told_to_run_it() -> None:
+    done = subprocess.run(["sh", SCRIPT, "bogus"], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "unknown argument 'bogus'" in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["restart"], ["--run-dir"], ["start", "--deadline", "soon"]])
 def test_wrong_arguments_are_a_usage_error(arguments: list[str]) -> None:
     done = subprocess.run(["bash", str(SCRIPT), *arguments], capture_output=True, text=True, timeout=10, check=False)

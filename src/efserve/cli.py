@@ -1,5 +1,6 @@
 """The `efserve` command: finds subcommands without importing them; turns errors into a sentence and an exit code."""
 
+import errno
 import importlib
 import sys
 
@@ -25,6 +26,8 @@ COMMANDS = {
     "simulate": "Run plans on simulated devices and tell how many requests keep their SLO.",
     "mps": "Start, look at or stop NVIDIA MPS, by which processes share a GPU.",
 }
+
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC}  # of the file system: the user's to mend
 
 
 class LazyGroup(click.Group):
@@ -55,6 +58,11 @@ class LazyGroup(click.Group):
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:  # the reader of our output has gone: nothing is left to say, nor anybody to say it to
             sys.stderr.close()
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno not in _REFUSALS or error.filename is None:
+                raise
+            click.echo(f"Error: cannot use {error.filename}: {error.strerror}", err=True)
             ctx.exit(1)
 
 

@@ -280,6 +280,6 @@ def test_an_interrupted_build_leaves_nothing(
         if "Tactic Selection" in line:
             break
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=12) == 1
+    assert process.wait(timeout=12) == 130
     process.stderr.close()
     assert not [*target.iterdir()]

@@ -15,7 +15,7 @@ import msgspec
 from efserve.devices.gpu import GpuFacts, gpu_facts
 from efserve.errors import LoadFailed
 from efserve.foreign import foreign
-from efserve.inspection.programs import Ended, Program, run_all
+from efserve.programs import Ended, run_all
 
 GPUS = "gpus"
 _CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -46,14 +46,14 @@ def ask(names: tuple[str, ...], deadline_s: float) -> tuple[GpuFacts, dict[str, 
     turns = ({GPUS}, installed - _AFTER_THE_OTHERS, installed & _AFTER_THE_OTHERS)
     ended: dict[str, Ended] = {}
     for turn in turns:
-        ended |= run_all({name: _program(name) for name in turn}, deadline_s)
+        ended |= run_all({name: _command(name) for name in turn}, deadline_s)
     found = {name: library_from(name, ended[name]) for name in installed}
     return gpus_from(ended[GPUS]), {name: found.get(name) for name in names}
 
 
 def ask_gpus(deadline_s: float) -> GpuFacts:
     """The GPUs alone."""
-    return gpus_from(run_all({GPUS: _program(GPUS)}, deadline_s)[GPUS])
+    return gpus_from(run_all({GPUS: _command(GPUS)}, deadline_s)[GPUS])
 
 
 def gpus_from(ended: Ended) -> GpuFacts:
@@ -83,8 +83,8 @@ def installed_version(name: str) -> str:
     return ""
 
 
-def _program(name: str) -> Program:
-    return Program((sys.executable, "-m", "efserve.inspection.probes", name))
+def _command(name: str) -> tuple[str, ...]:
+    return sys.executable, "-m", "efserve.inspection.probes", name
 
 
 def _failure(ended: Ended) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from efserve.devices.gpu import is_named
 from efserve.errors import MpsFailed, UsageError
 from efserve.partitions.mps_directory import RunDirectory
-from efserve.partitions.nvidia_programs import NvidiaPrograms, run_program
+from efserve.partitions.nvidia_programs import NvidiaPrograms, run_nvidia
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class ListedGpu:
 async def list_gpus(programs: NvidiaPrograms) -> tuple[ListedGpu, ...]:
     """All GPUs of this machine; MpsFailed where there is none or nvidia-smi does not answer."""
     try:
-        ended = await run_program([programs.smi, *_QUERY], programs.deadline_s)
+        ended = await run_nvidia([programs.smi, *_QUERY], programs.deadline_s)
     except MpsFailed as exc:
         raise MpsFailed(f"{exc}; try it by hand: the driver does not answer") from exc
     gpus = parse_gpus(ended.output) if ended.code == 0 else ()
@@ -107,7 +107,7 @@ class ComputeModes:
 
     async def _set(self, uuid: str, mode: str) -> bool:
         try:
-            ended = await run_program([self._programs.smi, "-i", uuid, "-c", mode], self._programs.deadline_s)
+            ended = await run_nvidia([self._programs.smi, "-i", uuid, "-c", mode], self._programs.deadline_s)
         except MpsFailed as exc:
             log.warning("%s", exc)
             return False

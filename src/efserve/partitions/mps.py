@@ -20,7 +20,7 @@ from efserve.partitions.compute_mode import ComputeModes, ListedGpu
 from efserve.partitions.mps_control import ListedClient, MpsControl, ServerStatus
 from efserve.partitions.mps_directory import ALL, RunDirectory, user_of
 from efserve.partitions.mps_lease import Lease
-from efserve.partitions.nvidia_programs import NvidiaPrograms, run_program
+from efserve.partitions.nvidia_programs import NvidiaPrograms, run_nvidia
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,7 @@ class MpsDaemons:
         }
         said = logs / "start.log"
         command = [self.programs.control, "-d"]
-        ended = await run_program(command, self.programs.deadline_s, environment=environment, output=said)
+        ended = await run_nvidia(command, self.programs.deadline_s, environment=environment, output=said)
         state = await self.state(unit) if ended.code == 0 else DaemonState.ABSENT
         if state is not DaemonState.RUNNING:
             words = " ".join(said.read_text(errors="replace").split())

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 
 from efserve.errors import MpsFailed, MpsHangs
-from efserve.partitions.nvidia_programs import NvidiaPrograms, run_program
+from efserve.partitions.nvidia_programs import NvidiaPrograms, run_nvidia
 
 
 class ServerStatus(Enum):
@@ -71,7 +71,7 @@ class MpsControl:
 
     async def _ask(self, question: str) -> str:
         try:
-            ended = await run_program(
+            ended = await run_nvidia(
                 [self._programs.control],
                 self._programs.deadline_s,
                 stdin=f"{question}\n",

@@ -1,19 +1,12 @@
-"""NVIDIA's two programs for MPS, run as child processes that are never waited for without a deadline."""
+"""NVIDIA's two programs for MPS: where they are, and what they say, with their failures as errors."""
 
-import asyncio
-import os
 import shutil
-import signal
-import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 from efserve.errors import MpsFailed, MpsHangs
-
-_KILLED_S = 1.0  # for a killed program to have gone
+from efserve.programs import run_program
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,80 +34,29 @@ class NvidiaPrograms:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class Said:
     """How a program ended and what it said."""
 
-    code: int
+    code: int  # negative: the signal that killed it
     output: str
 
 
-async def run_program(
+async def run_nvidia(
     command: Sequence[str],
     deadline_s: float,
     *,
     stdin: str = "",
     environment: Mapping[str, str] | None = None,
     output: Path | None = None,
-) -> Ended:
-    """Runs a program to its end; what it prints goes to the file `output`, or into the answer.
+) -> Said:
+    """Runs a program to its end; what it prints goes to the file `output` as well.
 
     Raises MpsHangs where the deadline comes first; the program has been sent SIGKILL by then, which a driver that hangs
     can keep it from obeying. Raises MpsFailed where it cannot be started at all.
     """
-    with ExitStack() as stack:
-        try:
-            # Into memory or a file, for a daemon that the program leaves behind may hold a pipe for ever.
-            sink = output.open("w+b") if output else os.fdopen(os.memfd_create("output"), "w+b")
-            stack.enter_context(sink)
-            process = _started(command, stdin, environment, sink)
-            pidfd = os.pidfd_open(process.pid)
-        except OSError as exc:
-            raise MpsFailed(f"cannot run {command[0]}: {exc.strerror}") from exc
-        stack.callback(os.close, pidfd)
-        try:
-            if not await _is_readable(pidfd, deadline_s):
-                said = " ".join((Path(command[0]).name, *command[1:]))
-                raise MpsHangs(f"{said} does not end within {deadline_s:g} s")
-        finally:
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await _is_readable(pidfd, _KILLED_S)
-                process.poll()
-        sink.seek(0)
-        return Ended(process.returncode, sink.read().decode(errors="replace"))
-
-
-def _started(
-    command: Sequence[str], stdin: str, environment: Mapping[str, str] | None, sink: IO[bytes]
-) -> "subprocess.Popen[bytes]":
-    """By vfork: the fork of an event loop with much memory would stop it for tens of milliseconds."""
-    question, writer = os.pipe()
-    try:
-        os.write(writer, stdin.encode())  # a line fits a pipe; that a program ends before it reads it is no error
-        os.close(writer)
-        return subprocess.Popen(
-            command,
-            stdin=question,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # Ctrl-C on the terminal does not reach it, nor a daemon that it starts
-        )
-    finally:
-        os.close(question)
-
-
-async def _is_readable(descriptor: int, deadline_s: float) -> bool:
-    """Waits for a process by its pidfd; False when the deadline came first."""
-    loop = asyncio.get_running_loop()
-    ended = asyncio.Event()
-    loop.add_reader(descriptor, ended.set)
-    try:
-        async with asyncio.timeout(deadline_s):
-            await ended.wait()
-    except TimeoutError:
-        return False
-    finally:
-        loop.remove_reader(descriptor)
-    return True
+    ended = await run_program(command, deadline_s, stdin=stdin, environment=environment, output=output)
+    if ended.timed_out:
+        raise MpsHangs(f"{' '.join((Path(command[0]).name, *command[1:]))} {ended.problem}")
+    if ended.code is None:
+        raise MpsFailed(f"{command[0]} {ended.problem}")
+    return Said(ended.code, f"{ended.stdout}{ended.stderr}")
