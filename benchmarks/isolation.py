@@ -13,8 +13,9 @@ A round measures A alone and beside a busy B on each server, for moments of a fr
 processor time that none of these processes took, of the whole machine, is noted: what other programs took. Printed are
 percentiles over all requests, and over those of the quiet moments, in which others took less than `--quiet` cores.
 
-Needs 2 cores. The gateway and the clients are not pinned: they run wherever they are woken, which is beside A as long
-as B's core is busy. A waits while they run, and B answers slowly, so that its own requests cost A little.
+Needs 2 cores. In all three, B's clients are pinned to the second core, which is B's where there are shares: what they
+do to send and receive is the client's cost, and would else be A's. The gateway and A's client run wherever they are
+woken.
 """
 
 import argparse
@@ -35,8 +36,8 @@ import psutil
 
 from harness import make_convolutions, serving, write_request
 
-SHAPE = (1, 48, 48, 48)
-LAYERS = {"a": 3, "b": 20}
+SHAPE = (1, 64, 14, 14)
+LAYERS = {"a": 18, "b": 120}
 SERVERS = {
     "shares": ("--share", "a=50", "--share", "b=50"),
     "threads 1": ("--threads", "1"),
@@ -143,7 +144,8 @@ class Busy:
 
 
 def keep_busy(client: Client) -> None:
-    """One request after the other until killed; says when the first has been answered."""
+    """One request after the other until killed; says when the first has been answered. Runs beside B."""
+    os.sched_setaffinity(0, {1})
     client.ask()
     print("busy", flush=True)
     while True:
