@@ -1,20 +1,17 @@
 """Plans that are kept: found, sealed, and built by one process at a time, whatever becomes of it."""
 
-import multiprocessing
-import os
-import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from efserve.engines.tensorrt_cache import PlanCache, read_secret
-from efserve.engines.tensorrt_plan import Build, Machine
+from efserve.engines.tensorrt_plan import Machine
 from efserve.errors import LoadFailed
-
-BUILD = Build(Machine("GPU", "9.0", "11.1"), "fp32", "ab", ())
-SECRET = b"s" * 32
+from plan_builder import BUILD, SECRET
 
 
 def cache(folder: Path, secret: bytes = SECRET) -> PlanCache:
@@ -78,65 +75,46 @@ def test_a_broken_secret_is_not_used(tmp_path: Path) -> None:
     assert len(read_secret(tmp_path)) == 32
 
 
-def build_and_hold(folder: Path, pipe: Connection) -> None:
-    with PlanCache(folder, SECRET).building(BUILD, 10, print):
-        pipe.send("building")
-        pipe.recv()  # until told, or killed
-        PlanCache(folder, SECRET).store(BUILD, b"plan")
-
-
 @pytest.fixture
-def builder(tmp_path: Path) -> "tuple[multiprocessing.process.BaseProcess, Connection]":
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=build_and_hold, args=(tmp_path, theirs), daemon=True)
-    process.start()
-    assert ours.poll(30)
-    assert ours.recv() == "building"
-    return process, ours
+def builder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that is building, until a line on its stdin."""
+    command = [sys.executable, str(Path(__file__).with_name("plan_builder.py")), str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "building\n"
+        yield process
+        process.kill()
 
 
-def test_whoever_waits_finds_the_plan(
-    tmp_path: Path, builder: "tuple[multiprocessing.process.BaseProcess, Connection]"
-) -> None:
-    process, pipe = builder
+def finish(builder: subprocess.Popen[str]) -> None:
+    assert builder.stdin is not None
+    builder.stdin.write("finish\n")
+    builder.stdin.flush()
+
+
+def test_whoever_waits_finds_the_plan(tmp_path: Path, builder: subprocess.Popen[str]) -> None:
     told: list[str] = []
-    pipe.send("finish")
+    finish(builder)
     with cache(tmp_path).building(BUILD, 30, told.append):
         assert cache(tmp_path).find(BUILD) == b"plan"
-    process.join(10)
-    assert process.exitcode == 0
+    assert builder.wait(10) == 0
 
 
-def test_a_builder_that_dies_lets_the_next_one_build(
-    tmp_path: Path, builder: "tuple[multiprocessing.process.BaseProcess, Connection]"
-) -> None:
-    process, _ = builder
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
+def test_a_builder_that_dies_lets_the_next_one_build(tmp_path: Path, builder: subprocess.Popen[str]) -> None:
+    builder.kill()
     with cache(tmp_path).building(BUILD, 30, print):
         assert cache(tmp_path).find(BUILD) is None
-    process.join(10)
 
 
-def test_a_builder_that_never_ends_is_not_waited_for_for_ever(
-    tmp_path: Path, builder: "tuple[multiprocessing.process.BaseProcess, Connection]"
-) -> None:
-    process, pipe = builder
+def test_a_builder_that_never_ends_is_not_waited_for_for_ever(tmp_path: Path, builder: subprocess.Popen[str]) -> None:
     with (
         pytest.raises(LoadFailed, match=r"another process has been building the same plan for 0.2 s; it holds .*lock"),
         cache(tmp_path).building(BUILD, 0.2, print),
     ):
         raise AssertionError
-    pipe.send("finish")
-    process.join(10)
+    assert builder.poll() is None
 
 
-def test_builds_of_other_plans_do_not_wait(
-    tmp_path: Path, builder: "tuple[multiprocessing.process.BaseProcess, Connection]"
-) -> None:
-    process, pipe = builder
+def test_builds_of_other_plans_do_not_wait(tmp_path: Path, builder: subprocess.Popen[str]) -> None:
     with cache(tmp_path).building(replace(BUILD, precision="fp16"), 0.1, print):
-        pass
-    pipe.send("finish")
-    process.join(10)
+        assert builder.poll() is None
