@@ -9,7 +9,7 @@ demo: $(VENV)/core.stamp
 	$(BIN)/efserve bench --concurrency 1:10
 
 test: $(VENV)/dev.stamp lint
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -106,13 +106,13 @@ def make_cnn(root: Path, name: str = "cnn", max_batch: int = 8) -> Path:
     return _save(root, name, graph, max_batch)
 
 
-def make_convolutions(root: Path, name: str, dims: Sequence[int], layers: int, max_batch: int = 8) -> Path:
-    """`layers` convolutions 3x3 over [batch, channels, height, width]; the answer is the mean of each channel."""
+def make_convolutions(root: Path, name: str, dims: Sequence[int], layers: int, channels: int = 0) -> Path:
+    """`layers` convolutions 3x3 with `channels` (0: those of the input) over [batch, *dims]; answers their means."""
     random = np.random.default_rng(0)
-    channels = dims[0]
+    channels = channels or dims[0]
     nodes, weights, tensor = [], [], "input"
     for layer in range(layers):
-        shape = (channels, channels, 3, 3)
+        shape = (channels, channels if layer else dims[0], 3, 3)
         weights.append(numpy_helper.from_array((random.standard_normal(shape) * 0.05).astype(np.float32), f"w{layer}"))
         nodes.append(helper.make_node("Conv", [tensor, f"w{layer}"], [f"c{layer}"], pads=[1, 1, 1, 1]))
         nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
@@ -125,7 +125,7 @@ def make_convolutions(root: Path, name: str, dims: Sequence[int], layers: int, m
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", channels])],
         weights,
     )
-    return _save(root, name, graph, max_batch)
+    return _save(root, name, graph, max_batch=8)
 
 
 def _save(root: Path, name: str, graph: onnx.GraphProto, max_batch: int) -> Path:

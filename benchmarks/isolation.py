@@ -36,8 +36,8 @@ import psutil
 
 from harness import make_convolutions, serving, write_request
 
-SHAPE = (1, 64, 14, 14)
-LAYERS = {"a": 18, "b": 120}
+SHAPE = (1, 3, 32, 32)
+LAYERS, CHANNELS = {"a": 12, "b": 84}, 32
 SERVERS = {
     "shares": ("--share", "a=50", "--share", "b=50"),
     "threads 1": ("--threads", "1"),
@@ -169,7 +169,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         root = Path(folder)
         for name, layers in LAYERS.items():
-            make_convolutions(root / "models", name, SHAPE[1:], layers)
+            make_convolutions(root / "models", name, SHAPE[1:], layers, CHANNELS)
         body = root / "request.bin"
         head_bytes = write_request(body, SHAPE)
         sides: dict[str, tuple[Client, Busy]] = {}
