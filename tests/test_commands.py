@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from efserve.cli import COMMANDS, LazyGroup, main
+from efserve.repository import ENGINE_FILES
 
 # Command -> the dataclass that its options become.
 CONFIGS = {
@@ -104,6 +105,13 @@ def test_every_option_has_its_field(name: str) -> None:
     fields = {field.name for field in dataclasses.fields(getattr(importlib.import_module(module), config))}
     options = {option.name for option in command_named(name).params}
     assert options - PRINTING[name] == fields
+
+
+@pytest.mark.parametrize("name", ["bench", "check", "infer", "profile", "serve"])
+def test_every_engine_can_be_chosen(name: str) -> None:
+    (engine,) = (option for option in command_named(name).params if option.name == "engine")
+    assert isinstance(engine.type, click.Choice)
+    assert set(engine.type.choices) == {"auto", *ENGINE_FILES}
 
 
 def test_every_command_is_checked_here() -> None:

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
+from efserve.commands._output import print_json
 from efserve.profiler.options import ProfileConfig
 
 if TYPE_CHECKING:
@@ -67,12 +66,10 @@ def print_profiles(result: "ProfileResult", config: ProfileConfig) -> None:
             plot_profile(profile.facts, profile.rows, config.slo_ms, files[-1])
         console.print(f"-> {', '.join(map(str, files))}\n", markup=False, soft_wrap=True)
     if config.json:
-        click.echo(_json(result, config.slo_ms))
+        print_json(_whole(result, config.slo_ms))
 
 
-def _json(result: "ProfileResult", slo_ms: float | None) -> bytes:
-    import msgspec
-
+def _whole(result: "ProfileResult", slo_ms: float | None) -> dict[str, object]:
     from efserve.profiles import best_by_throughput, best_under_slo, knees
 
     profiles = [
@@ -86,14 +83,11 @@ def _json(result: "ProfileResult", slo_ms: float | None) -> bytes:
         }
         for profile in result.profiles
     ]
-    whole = {"device": result.device, "slo_ms": slo_ms, "profiles": profiles, "failures": result.failures}
-    return msgspec.json.format(msgspec.json.encode(whole), indent=2)
+    return {"device": result.device, "slo_ms": slo_ms, "profiles": profiles, "failures": result.failures}
 
 
 def print_pairs(result: "PairsResult", config: ProfileConfig) -> None:
     """The table of slowdowns, then the files; with --json the file's content on stdout."""
-    import msgspec
-
     from efserve.console import err, out
     from efserve.reports.pairs_plot import plot_pairs
     from efserve.reports.pairs_table import pairs_remarks, pairs_table
@@ -109,5 +103,4 @@ def print_pairs(result: "PairsResult", config: ProfileConfig) -> None:
             plot_pairs(result.content, files[-1])
         console.print(f"-> {', '.join(map(str, files))}", markup=False, soft_wrap=True)
     if config.json:
-        whole = {"measured": result.content, "failures": result.failures}
-        click.echo(msgspec.json.format(msgspec.json.encode(whole), indent=2))
+        print_json({"measured": result.content, "failures": result.failures})

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from efserve.commands._output import print_json
 from efserve.errors import INTERRUPTED, UsageError
 from efserve.profiler.options import ProfileConfig
 
@@ -57,13 +58,11 @@ def _print(result: "RooflineResult", config: ProfileConfig) -> None:
         plot_roofline(result.ceilings, result.models, path)
         console.print(f"\n-> {path}", markup=False, soft_wrap=True)
     if config.json:
-        click.echo(_json(result))
+        print_json(_whole(result))
 
 
-def _json(result: "RooflineResult") -> bytes:
-    import msgspec
-
-    whole = {
+def _whole(result: "RooflineResult") -> dict[str, object]:
+    return {
         "device": result.slug,
         "ceilings": result.ceilings,
         "ridge_operations_per_byte": result.ceilings.ridge,
@@ -82,7 +81,6 @@ def _json(result: "RooflineResult") -> bytes:
         "failures": result.failures,
         "skipped": result.skipped,
     }
-    return msgspec.json.format(msgspec.json.encode(whole), indent=2)
 
 
 def _fields(value: Any) -> dict[str, Any]:

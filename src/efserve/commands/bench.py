@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from efserve.commands import _options as shared
+from efserve.commands._output import report_path
 from efserve.errors import INTERRUPTED, MeasurementFailed, UsageError
 from efserve.interrupts import run
 
@@ -29,20 +31,7 @@ BAR_LETTERS = 30
 @click.option(
     "--request-rate", default="", help="Open loop: requests per second, in the same form, whatever the server answers."
 )
-@click.option(
-    "--distribution",
-    type=click.Choice(["constant", "poisson", "gamma"]),
-    default="constant",
-    show_default=True,
-    help="Open loop: the times between requests.",
-)
-@click.option(
-    "--gamma-cv",
-    type=click.FloatRange(0.05, 20),
-    default=2.0,
-    show_default=True,
-    help="Coefficient of variation of gamma's times: 1 is poisson, more is burstier.",
-)
+@shared.arrivals
 @click.option(
     "--load-shape",
     type=click.Choice(["step", "ramp", "sine", "burst"]),
@@ -69,20 +58,7 @@ BAR_LETTERS = 30
 @click.option(
     "--request-count", type=click.IntRange(1), help="Send so many requests per level, instead of --duration seconds."
 )
-@click.option(
-    "--max-connections",
-    type=click.IntRange(1, 60_000),
-    default=1024,
-    show_default=True,
-    help="Open loop: when so many requests are under way, others wait in the client, and their latency counts.",
-)
-@click.option(
-    "--processes",
-    type=click.IntRange(1, 256),
-    default=1,
-    show_default=True,
-    help="Processes that make the load together.",
-)
+@shared.senders
 @click.option(
     "--latency-threshold",
     type=click.FloatRange(0, min_open=True),
@@ -109,7 +85,7 @@ BAR_LETTERS = 30
     help="Count the answers of a model within so many ms; repeatable; MS alone for a single model.",
 )
 @click.option("--model", default="", help="Model to measure.  [default: the only or first one]")
-@click.option("--model-version", default="", help="Its version.  [default: the latest]")
+@shared.model_version
 @click.option(
     "--cold",
     type=click.IntRange(1),
@@ -118,74 +94,32 @@ BAR_LETTERS = 30
     metavar="[N]",
     help="Instead of load: start the embedded server N times (5), from process to first inference.",
 )
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Rows per request.")
 @click.option(
     "--url",
     default="",
     help="v2 server, http[s]://HOST:PORT or grpc[s]://HOST:PORT.  [default: start one with the options below]",
 )
-@click.option("--tls-ca", type=click.Path(path_type=Path), help="Authorities to believe, PEM.  [default: the system's]")
-@click.option("--tls-insecure", is_flag=True, help="Believe any certificate.")
+@shared.tls
 @click.option(
     "--metrics-url",
     default="",
     help="The server's Prometheus page, sampled meanwhile.  [default: port 8002 of its host, where it knows the model]",
 )
-@click.option(
-    "--input",
-    default="random",
-    show_default=True,
-    help="random, zero, FILE.npz (arrays by input), FILE.json (perf_analyzer's form), or a folder of images.",
-)
-@click.option(
-    "--tensor-format",
-    type=click.Choice(["auto", "json", "binary"]),
-    default="auto",
-    show_default=True,
-    help="How tensors travel; auto: binary where the server can.",
-)
+@shared.inputs
 @click.option(
     "--shared-memory",
     type=click.Choice(["none", "system"]),
     default="none",
-    callback=lambda _context, _option, value: "" if value == "none" else value,
+    callback=shared.meaning("none", ""),
     show_default=True,
     help="system: tensors lie in shared memory, with a server on this machine.",
 )
-@click.option(
-    "--shape", multiple=True, metavar="NAME:DIMS", help="Free dimensions, such as image:3,224,224; repeatable."
-)
-@click.option("--string-length", type=click.IntRange(0), default=16, show_default=True, help="Of random strings.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random input.")
-@click.option(
-    "--duration",
-    "duration_s",
-    type=click.FloatRange(0, min_open=True),
-    default=5.0,
-    show_default=True,
-    help="Longest measurement of one level, in seconds; it ends earlier when it is stable.",
-)
-@click.option(
-    "--warmup", "warmup_s", type=click.FloatRange(0), default=0.5, show_default=True, help="Seconds of load before it."
-)
-@click.option(
-    "--window",
-    "window_ms",
-    type=click.IntRange(1),
-    help="Measurement window in ms; three like windows make a level stable.  [default: 1000, or a third of --duration]",
-)
+@shared.times
 @click.option(
     "--percentile",
     type=click.Choice(["50", "90", "95", "99"]),
+    callback=lambda _context, _option, given: given and int(given),
     help="Latency that the windows and the closing lines look at.  [default: the mean]",
-)
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(0, min_open=True),
-    default=30.0,
-    show_default=True,
-    help="Seconds until a request without an answer is an error.",
 )
 @click.option(
     "--json", "json_file", default="", help="Result file; - for stdout.  [default: reports/bench-MODEL-DATE-TIME.json]"
@@ -193,7 +127,10 @@ BAR_LETTERS = 30
 @click.option("--csv", "csv_file", default="", help="Also write a table for spreadsheets; - for stdout.")
 @click.option("--plot", is_flag=True, help="Plot throughput and latency in the terminal while it runs.")
 @click.option(
-    "--protocol", type=click.Choice(["http", "grpc"]), help="For the embedded server: how to speak.  [default: http]"
+    "--protocol",
+    type=click.Choice(["http", "grpc"]),
+    callback=shared.meaning(None, ""),
+    help="For the embedded server: how to speak.  [default: http]",
 )
 @click.option(
     "--model-repository",
@@ -203,7 +140,7 @@ BAR_LETTERS = 30
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "tensorrt", "python"]),
+    type=shared.ENGINE,
     help="For the embedded server: what runs the models.",
 )
 @click.option("--instances", type=click.IntRange(1), help="For the embedded server: worker processes per model.")
@@ -223,10 +160,7 @@ def command(ctx: click.Context, /, json_file: str, csv_file: str, plot: bool, **
 
     if json_file == csv_file == "-":
         raise UsageError("--json - and --csv - cannot both have stdout")
-    percentile, window_ms, protocol = (options.pop(name) for name in ("percentile", "window_ms", "protocol"))
-    config = BenchConfig(
-        percentile=percentile and int(percentile), window_ms=window_ms or 0, protocol=protocol or "", **options
-    )
+    config = BenchConfig(**options)
     config.check()
     if config.cold:
         _run_cold(ctx, config, json_file, has_more=bool(csv_file or plot))
@@ -313,7 +247,7 @@ def _report(result: "BenchResult", config: "BenchConfig", json_file: str, csv_fi
     if json_file == "-":
         sys.stdout.buffer.write(encode_result(result))
     else:
-        path = Path(json_file or _default_report(result))
+        path = Path(json_file or report_path(f"bench-{result.target.model}", result.started_at))
         write_result(result, path)
         console.print(f"Report: {path}", markup=False, soft_wrap=True)
     if csv_file == "-":
@@ -321,9 +255,3 @@ def _report(result: "BenchResult", config: "BenchConfig", json_file: str, csv_fi
     elif csv_file:
         Path(csv_file).write_text(as_csv(result))
         console.print(f"CSV: {csv_file}", markup=False, soft_wrap=True)
-
-
-def _default_report(result: "BenchResult") -> str:
-    model = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in result.target.model)
-    stamp = result.started_at[:19].replace("-", "").replace(":", "").replace("T", "-")
-    return f"reports/bench-{model}-{stamp}.json"

@@ -1,10 +1,11 @@
 """`efserve check`: options -> CheckJob -> check -> a table per version, or JSON."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from efserve.commands import _options as shared
+from efserve.commands._output import print_json
 from efserve.inspection.check import CheckJob
 
 if TYPE_CHECKING:
@@ -15,35 +16,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", nargs=-1)
-@click.option(
-    "--model-repository",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    default=("model_dir",),
-    help="Folder of models in Triton's layout; repeatable.  [default: ./model_dir]",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "tensorrt", "python"]),
-    default="auto",
-    show_default=True,
-    callback=lambda _context, _option, value: "" if value == "auto" else value,
-    help="What would run the models.",
-)
-@click.option("--instances", type=click.IntRange(1), help="Worker processes per model.  [default: config, or 1]")
-@click.option("--threads", type=click.IntRange(1), help="Engine threads per instance.  [default: cores / instances]")
-@click.option(
-    "--strict-provider",
-    is_flag=True,
-    help="Refuse ONNX models of which onnxruntime would run some nodes on the CPU though a GPU was asked for.",
-)
-@click.option(
-    "--load-timeout-s",
-    type=click.FloatRange(0, min_open=True),
-    default=300.0,
-    show_default=True,
-    help="Deadline for a model to be ready.",
-)
+@shared.repositories
+@shared.engine("What would run the models.")
+@shared.workers
+@shared.strict_provider
+@shared.load_timeout
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(as_json: bool, **options: Any) -> None:
     """Validate a model repository without serving it.
@@ -58,9 +35,7 @@ def command(as_json: bool, **options: Any) -> None:
 
     results = asyncio.run(check(CheckJob(**options)))
     if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.format(msgspec.json.encode(results), indent=2))
+        print_json(results)
     else:
         for result in results:
             _show(result, out())

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from efserve.commands._output import print_json
 from efserve.devices.cgroup import core_ranges
 from efserve.inspection.devices import DevicesJob
 
@@ -33,9 +34,7 @@ def command(deadline_s: float, as_json: bool) -> None:
 
     found = devices(DevicesJob(deadline_s))
     if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        print_json(found)
         return
 
     from efserve.console import out

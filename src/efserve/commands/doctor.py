@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from efserve.commands._output import print_json
 from efserve.inspection.doctor.diagnose import DoctorJob
 
 if TYPE_CHECKING:
@@ -36,9 +37,7 @@ def command(deadline_s: float, as_json: bool) -> None:
 
     diagnosis = diagnose(DoctorJob(deadline_s))
     if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.format(msgspec.json.encode(diagnosis), indent=2))
+        print_json(diagnosis)
     else:
         from efserve.console import out
 

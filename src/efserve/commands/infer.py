@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from efserve.commands import _options as shared
+from efserve.commands._output import print_json
 from efserve.predictor.predict import InferJob, Prediction, predict
 
 if TYPE_CHECKING:
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
     default="",
     help="Ask this running server: http[s]://HOST:PORT or grpc[s]://HOST:PORT.  [default: run here]",
 )
-@click.option("--tls-ca", type=click.Path(path_type=Path), help="Authorities to believe, PEM.  [default: the system's]")
-@click.option("--tls-insecure", is_flag=True, help="Believe any certificate.")
+@shared.tls
 @click.option(
     "--model-repository",
     type=click.Path(path_type=Path),
@@ -29,14 +30,7 @@ if TYPE_CHECKING:
     help="Folder of models to load MODEL from; not used with --url.",
 )
 @click.option("--version", default="", help="Version of the model.  [default: the latest]")
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "tensorrt", "python"]),
-    default="auto",
-    show_default=True,
-    callback=lambda _context, _option, value: "" if value == "auto" else value,
-    help="What runs the model here; auto: what `efserve serve` takes.",
-)
+@shared.engine("What runs the model here; auto: what `efserve serve` takes.")
 @click.option("--top", type=click.IntRange(1), default=3, show_default=True, help="Show so many classes for each row.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answers as JSON.")
 def command(as_json: bool, **options: Any) -> None:
@@ -55,13 +49,11 @@ def command(as_json: bool, **options: Any) -> None:
 
     predictions = predict(InferJob(**options))
     if as_json:
-        import msgspec
-
         rows = [
             {"file": found.sample, "classes": found.classes, "outputs": found.outputs}  # one of the two is empty
             for found in predictions
         ]
-        click.echo(msgspec.json.format(msgspec.json.encode({"model": options["model"], "rows": rows}), indent=2))
+        print_json({"model": options["model"], "rows": rows})
     elif predictions and predictions[0].classes:
         _show_classes(predictions, out())
     else:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from efserve.commands import _options as shared
+from efserve.commands._output import print_json
 from efserve.errors import UsageError
 from efserve.inspection.remote import ModelsJob
 
@@ -20,12 +22,11 @@ _url = click.option("--url", help="The server, where it was not given before the
 
 @click.group(invoke_without_command=True)
 @click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="The running server.")
-@click.option("--tls-ca", type=click.Path(path_type=Path), help="Authorities to believe, PEM.  [default: the system's]")
-@click.option("--tls-insecure", is_flag=True, help="Believe any certificate.")
+@shared.tls
 @click.option("--admin-token-file", type=click.Path(path_type=Path), help="File with the server's bearer token.")
 @click.option(
     "--timeout-s",
-    type=click.FloatRange(0, min_open=True),
+    type=shared.SECONDS,
     default=300.0,
     show_default=True,
     help="Deadline for the answer; a load answers when the model is ready.",
@@ -44,7 +45,7 @@ def command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     if context.invoked_subcommand is None:
         lines = _run(_server(context.obj).index())
         if as_json:
-            _print_json(lines)
+            print_json(lines)
         else:
             _show_index(lines)
 
@@ -88,7 +89,7 @@ def unload(job: ModelsJob, model: str, url: str | None) -> None:
 @click.pass_obj
 def config(job: ModelsJob, model: str, version: str, url: str | None) -> None:
     """Print the config of MODEL, completed, as JSON."""
-    _print_json(_run(_server(job, url).config(model, version)))
+    print_json(_run(_server(job, url).config(model, version)))
 
 
 @command.command()
@@ -97,7 +98,7 @@ def config(job: ModelsJob, model: str, version: str, url: str | None) -> None:
 @click.pass_obj
 def stats(job: ModelsJob, model: str, url: str | None) -> None:
     """Print the statistics of MODEL, or of all, as JSON."""
-    _print_json(_run(_server(job, url).statistics(model)))
+    print_json(_run(_server(job, url).statistics(model)))
 
 
 def _server(job: ModelsJob, url: str | None = None) -> "ServerModels":
@@ -110,12 +111,6 @@ def _run(work: Coroutine[Any, Any, Value]) -> Value:
     import asyncio
 
     return asyncio.run(work)
-
-
-def _print_json(value: object) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
 def _show_index(lines: "list[IndexLine]") -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from efserve.commands._output import print_json
 from efserve.partitions.mps_job import MpsJob, MpsWork, exit_code
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def command(context: click.Context, /, as_json: bool, **options: Any) -> None:
     else:
         facts = asyncio.run(work.status())
         if as_json:
-            _print_json(facts)
+            print_json(facts)
         else:
             for fact in facts:
                 click.echo(_line(fact, job.deadline_s))
@@ -84,9 +85,3 @@ def _line(fact: "MpsFacts", deadline_s: float) -> str:
 def _server(server: "ServerFacts") -> str:
     count = len(server.clients)
     return f"{server.pid} ({server.status.value}, {count} client{'' if count == 1 else 's'})"
-
-
-def _print_json(value: object) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from efserve.commands import _options as shared
 from efserve.planning.options import PlanConfig
 
 if TYPE_CHECKING:
@@ -60,13 +61,7 @@ def _devices(text: str) -> tuple[int, str]:
     metavar="MB",
     help="Memory of one device; at most 90 % of it is planned.  [default: this machine's, no limit for others]",
 )
-@click.option(
-    "--profiles",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("profiled_data"),
-    show_default="./profiled_data",
-    help="Folder of profiles, as `efserve profile` writes it.",
-)
+@shared.profiles("Folder of profiles, as `efserve profile` writes it.")
 @click.option(
     "--precision",
     type=click.Choice(["fp16", "bf16", "int8"]),
@@ -106,15 +101,7 @@ def _devices(text: str) -> tuple[int, str]:
     show_default=True,
     help="As few devices as possible; as much as all devices carry; or the partitions evenly over all devices.",
 )
-@click.option(
-    "--budget",
-    "budget_s",
-    type=click.FloatRange(0.1),
-    default=5.0,
-    show_default=True,
-    metavar="S",
-    help="How long the policy `best` may search, beyond what the others take.",
-)
+@shared.budget
 @click.option(
     "--interference",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from efserve.commands import _options as shared
 from efserve.errors import INTERRUPTED, UsageError
 from efserve.profiler.options import DEFAULT_MAX_BATCH, ProfileConfig
 
@@ -45,18 +46,11 @@ def _named_dims(text: str) -> tuple[str, tuple[int, ...]]:
 
 @click.command()
 @click.option("--grid", is_flag=True, help="Measure every share of the device, not only the whole of it.")
-@click.option(
-    "--model-repository",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    default=(Path("model_dir"),),
-    show_default="./model_dir",
-    help="Folder of models in Triton's layout; repeatable.",
-)
+@shared.repositories
 @click.option("--model", multiple=True, help="Profile only this model; repeatable.  [default: all]")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "tensorrt", "python"]),
+    type=shared.ENGINE,
     multiple=True,
     default=("auto",),
     show_default=True,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from efserve.commands import _options as shared
 from efserve.server.options import ServeConfig
 from efserve.shares import parse_memory_limit, parse_share
 
@@ -16,24 +17,11 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 
 
 @click.command()
-@click.option(
-    "--model-repository",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    default=("model_dir",),
-    help="Folder of models in Triton's layout; repeatable.  [default: ./model_dir]",
-)
+@shared.repositories
 @click.option("--model", multiple=True, help="Serve only this model; repeatable.  [default: all]")
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "onnx", "torchscript", "openvino", "tensorrt", "python"]),
-    default="auto",
-    show_default=True,
-    help="What runs the models; auto: the config's choice, else the first file found.",
-)
+@shared.engine("What runs the models; auto: the config's choice, else the first file found.")
 @click.option("--trt", is_flag=True, help="Compile every model that has an ONNX file with TensorRT for the GPU here.")
-@click.option("--instances", type=click.IntRange(1), help="Worker processes per model.  [default: config, or 1]")
-@click.option("--threads", type=click.IntRange(1), help="Engine threads per instance.  [default: cores / instances]")
+@shared.workers
 @click.option(
     "--share",
     type=parse_share,
@@ -72,11 +60,7 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 @click.option(
     "--spin/--no-spin", default=False, help="Engine threads spin while idle: faster alone, slower beside others."
 )
-@click.option(
-    "--strict-provider",
-    is_flag=True,
-    help="Refuse ONNX models of which onnxruntime would run some nodes on the CPU though a GPU was asked for.",
-)
+@shared.strict_provider
 @click.option("--host", "--http-host", "host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--http-port",
@@ -126,13 +110,7 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
     show_default=True,
     help="NVIDIA MPS for models that share a GPU; auto: where it can be had; on: or end with exit code 1.",
 )
-@click.option(
-    "--load-timeout-s",
-    type=click.FloatRange(0, min_open=True),
-    default=300.0,
-    show_default=True,
-    help="Deadline for a worker to be ready.",
-)
+@shared.load_timeout
 @click.option(
     "--drain-s",
     type=click.FloatRange(0),
@@ -207,7 +185,7 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 @click.option("--exit-on-error", is_flag=True, help="End with exit code 1 when a model does not start.")
 @click.option("--exit-with-parent", is_flag=True, help="Stop when stdin closes.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
-def command(verbose: bool, engine: str, **options: Any) -> None:
+def command(verbose: bool, **options: Any) -> None:
     """Serve the models of a repository over the KServe v2 protocol.
 
     Starts one worker process per instance of each model, and prints a table when all of them are ready. Ctrl-C stops:
@@ -217,7 +195,7 @@ def command(verbose: bool, engine: str, **options: Any) -> None:
 
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
-    run(ServeConfig(engine="" if engine == "auto" else engine, **options), _print_status)
+    run(ServeConfig(**options), _print_status)
 
 
 def _print_status(status: "ServerStatus") -> None:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from efserve.commands import _options as shared
+from efserve.commands._output import print_json
 from efserve.simulator.job import SimulateConfig
 
 if TYPE_CHECKING:
@@ -18,13 +20,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("plans", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
-@click.option(
-    "--profiles",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("profiled_data"),
-    show_default="./profiled_data",
-    help="Folder of the profiles that the plans were made from.",
-)
+@shared.profiles("Folder of the profiles that the plans were made from.")
 @click.option(
     "--requests", type=click.IntRange(1), default=100_000, show_default=True, help="Requests of all models together."
 )
@@ -77,15 +73,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="With --sweep: plan the same demands by this too, for as much as the devices carry; repeatable.",
 )
-@click.option(
-    "--budget",
-    "budget_s",
-    type=click.FloatRange(0.1),
-    default=5.0,
-    show_default=True,
-    metavar="S",
-    help="How long the policy `best` may search for the highest rates.",
-)
+@shared.budget
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -124,9 +112,7 @@ def command(**options: Any) -> None:
             _plot(limits, config.plot)
             console.print(f"-> {config.plot}", markup=False, soft_wrap=True)
     if config.json:
-        import msgspec
-
-        click.echo(msgspec.json.format(msgspec.json.encode(results), indent=2))
+        print_json(results)
 
 
 def _print_outcomes(console: "Console", result: "Outcomes") -> None:

@@ -1,0 +1,17 @@
+"""What commands print for machines, and where they write it unless told otherwise."""
+
+import click
+
+
+def print_json(value: object) -> None:
+    """One value as JSON on stdout, indented."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+
+
+def report_path(name: str, started_at: str) -> str:
+    """Where a report goes by default; `name` may hold what is no letter of file names, `started_at` is ISO 8601."""
+    safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+    stamp = started_at[:19].replace("-", "").replace(":", "").replace("T", "-")
+    return f"reports/{safe}-{stamp}.json"
