@@ -31,7 +31,7 @@ LINES = (
     "instance_groups",
     "model_config partition shares",
     "inference",
-    "tensors foreign libcuda triton_messages programs",
+    "tensors foreign files libcuda triton_messages programs",
     "errors",
     "__init__",
 )

@@ -9,13 +9,13 @@ from click.testing import CliRunner, Result
 
 from bench_results import HOSTILE, closed_result, hostile_result
 from efserve.cli import main
-from efserve.records import BenchResult, LevelResult, write_result
+from efserve.records import BenchResult, LevelResult, encode_result
 from efserve.reports.markdown import as_markdown
 
 
 def file_of(result: BenchResult, folder: Path, name: str = "run.json") -> str:
     path = folder / name
-    write_result(result, path)
+    path.write_bytes(encode_result(result))
     return str(path)
 
 
@@ -114,7 +114,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     file = file_of(closed_result(), tmp_path)
     done = report(file, "--html", f"{file}/x.html")
     assert done.exit_code == 2
-    assert done.stderr.startswith(f"Error: {file}/x.html: cannot write it: ")
+    assert done.stderr.startswith(f"Error: cannot write {file}/x.html: ")
 
 
 def test_markdown_escapes_what_is_not_its_own() -> None:

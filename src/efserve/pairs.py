@@ -4,7 +4,6 @@ Owns the values and the JSON file, of which `efserve plan --interference` reads 
 replaced whole with each pair that is added, so that it is never torn. Measuring is `profiler/pair_runs.py`.
 """
 
-import errno
 import fcntl
 import os
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from types import TracebackType
 
 import msgspec
 
+from efserve import files
 from efserve.errors import ConfigError, MeasurementFailed, UsageError
 
 SCHEMA = 1
@@ -198,14 +198,8 @@ class PairsFile:
         self._write(replace(self.content, loads={**self.content.loads, model: load}))
 
     def _write(self, content: Pairs) -> None:
-        beside = self.path.with_suffix(".json.part")
         try:
-            with beside.open("wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self.path)
+            files.replace(self.path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
         except OSError as exc:
-            reason = exc.strerror or errno.errorcode.get(exc.errno or 0, "unknown reason")
-            raise MeasurementFailed(f"cannot write {self.path}: {reason}") from exc
+            raise MeasurementFailed(f"cannot write {self.path}: {exc.strerror}") from exc
         self.content = content

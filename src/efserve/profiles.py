@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from efserve import files
 from efserve.errors import ConfigError, MeasurementFailed, UsageError
 
 SCHEMA = 2
@@ -314,9 +315,10 @@ class ProfileFile:
 
     def _write_facts(self, facts: ProfileFacts) -> None:
         path = facts_path(self.path)
-        beside = path.with_suffix(".json.part")
-        beside.write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
-        beside.replace(path)
+        try:
+            files.replace(path, msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
+        except OSError as exc:
+            raise MeasurementFailed(f"cannot write {path}: {exc.strerror}") from exc
 
 
 def best_by_throughput(rows: Iterable[ProfileRow]) -> ProfileRow | None:

@@ -322,14 +322,6 @@ def encode_result(result: BenchResult) -> bytes:
     return msgspec.json.format(msgspec.json.encode(result, enc_hook=_encode_array), indent=1) + b"\n"
 
 
-def write_result(result: BenchResult, path: Path) -> None:
-    """Write a result file, folders included; an interrupted write leaves no half file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(encode_result(result))
-    beside.replace(path)
-
-
 def read_result(path: Path) -> BenchResult:
     """The result in a file. Raises UsageError when it is no result file, or one of another schema version."""
     try:

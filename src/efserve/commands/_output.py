@@ -1,6 +1,13 @@
 """What commands print for machines, and where they write it unless told otherwise."""
 
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def print_json(value: object) -> None:
@@ -15,3 +22,14 @@ def report_path(name: str, started_at: str) -> str:
     safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
     stamp = started_at[:19].replace("-", "").replace(":", "").replace("T", "-")
     return f"reports/{safe}-{stamp}.json"
+
+
+def write_report(content: bytes, place: str, console: "Console", word: str = "Report") -> None:
+    """To a file, and say on the console where; or to stdout, where the place is "-"."""
+    from efserve import files
+
+    if place == "-":
+        sys.stdout.buffer.write(content)
+        return
+    files.write(Path(place), content)
+    console.print(f"{word}: {place}", markup=False, soft_wrap=True)

@@ -1,13 +1,11 @@
 """`efserve bench`: options -> BenchConfig -> run_bench -> tables, closing lines, report."""
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from efserve.commands import _options as shared
-from efserve.commands._output import report_path
+from efserve.commands._output import report_path, write_report
 from efserve.errors import INTERRUPTED, MeasurementFailed, UsageError
 from efserve.interrupts import run
 
@@ -210,12 +208,7 @@ def _run_cold(ctx: click.Context, config: "BenchConfig", json_file: str, *, has_
     console.print(f"{result.model} on {result.engine}, ms over {len(result.starts)} starts", markup=False)
     console.print(cold_table(result))
     if json_file:
-        encoded = msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n"
-        if json_file == "-":
-            sys.stdout.buffer.write(encoded)
-        else:
-            Path(json_file).write_bytes(encoded)
-            console.print(f"Report: {json_file}", markup=False, soft_wrap=True)
+        write_report(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n", json_file, console)
     if result.interrupted:
         ctx.exit(INTERRUPTED)
 
@@ -234,7 +227,7 @@ def _progress_bar(console: "Console") -> "Callable[[Load, int, int], None]":
 
 def _report(result: "BenchResult", config: "BenchConfig", json_file: str, csv_file: str) -> None:
     from efserve.console import err, out
-    from efserve.records import encode_result, write_result
+    from efserve.records import encode_result
     from efserve.reports.bench import closing_lines, tables
     from efserve.reports.csv_table import as_csv
 
@@ -244,14 +237,7 @@ def _report(result: "BenchResult", config: "BenchConfig", json_file: str, csv_fi
     console.print()
     for line in closing_lines(result, config.percentile):
         console.print(line, markup=False, soft_wrap=True)
-    if json_file == "-":
-        sys.stdout.buffer.write(encode_result(result))
-    else:
-        path = Path(json_file or report_path(f"bench-{result.target.model}", result.started_at))
-        write_result(result, path)
-        console.print(f"Report: {path}", markup=False, soft_wrap=True)
-    if csv_file == "-":
-        click.echo(as_csv(result), nl=False)
-    elif csv_file:
-        Path(csv_file).write_text(as_csv(result))
-        console.print(f"CSV: {csv_file}", markup=False, soft_wrap=True)
+    default = report_path(f"bench-{result.target.model}", result.started_at)
+    write_report(encode_result(result), json_file or default, console)
+    if csv_file:
+        write_report(as_csv(result).encode(), csv_file, console, "CSV")

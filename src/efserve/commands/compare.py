@@ -1,13 +1,11 @@
 """`efserve compare`: options -> CompareConfig -> run_comparison -> tables, report."""
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import click
 
 from efserve.commands import _options as shared
-from efserve.commands._output import report_path
+from efserve.commands._output import report_path, write_report
 from efserve.errors import INTERRUPTED
 from efserve.interrupts import run
 
@@ -57,12 +55,6 @@ def command(ctx: click.Context, /, json_file: str, **options: Any) -> None:
         ctx.exit(INTERRUPTED)
     console.print()
     console.print(tables(result))
-    if json_file == "-":
-        sys.stdout.buffer.write(result.as_json())
-    else:
-        path = Path(json_file or report_path("compare", result.started_at))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(result.as_json())
-        console.print(f"Report: {path}", markup=False, soft_wrap=True)
+    write_report(result.as_json(), json_file or report_path("compare", result.started_at), console)
     if result.interrupted:
         ctx.exit(INTERRUPTED)

@@ -1,9 +1,10 @@
 """`efserve report`: options -> ReportJob -> tables, or HTML, CSV and Markdown files."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from efserve.commands._output import write_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,16 +25,13 @@ def command(files: tuple[str, ...], html: str, csv: str, md: str) -> None:
     files the later ones are compared with the first, level by level: each difference with its 95 % interval, and the
     word "noise" where that includes no difference.
     """
-    from efserve.reports.report import ReportJob, load, write, written
+    from efserve.console import err
+    from efserve.reports.report import ReportJob, load, written
 
     job = ReportJob(files, html, csv, md)
     results = load(job)
     for place, text in written(job, results).items():
-        if place == "-":
-            click.echo(text, nl=False)
-        else:
-            write(text, Path(place))
-            click.echo(f"Report: {place}", err=True)
+        write_report(text.encode(), place, err())
     if not (html or csv or md):
         _print(job, results)
 

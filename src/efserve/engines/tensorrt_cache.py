@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from efserve import files
 from efserve.engines.tensorrt_plan import Build
 from efserve.errors import LoadFailed
 
@@ -48,9 +49,9 @@ class PlanCache:
         """Keep a plan; OSError where the folder cannot be written. Whoever finds the seal finds all of the plan."""
         path = self.plan_path(build)
         path.with_suffix(".seal").unlink(missing_ok=True)
-        _write_whole(path, plan)
-        _write_whole(path.with_suffix(".json"), build.record().encode())
-        _write_whole(path.with_suffix(".seal"), self._seal(build, plan).encode())
+        files.replace(path, plan)
+        files.replace(path.with_suffix(".json"), build.record().encode())
+        files.replace(path.with_suffix(".seal"), self._seal(build, plan).encode())
 
     def timings(self, build: Build) -> bytes:
         """What earlier builds on such a machine have measured of kernels; empty where nothing."""
@@ -60,7 +61,7 @@ class PlanCache:
 
     def store_timings(self, build: Build, timings: bytes) -> None:
         """Keep measurements for the next build."""
-        _write_whole(self._timings_path(build), timings)
+        files.replace(self._timings_path(build), timings)
 
     @contextmanager
     def building(self, build: Build, deadline_s: float, on_wait: Callable[[str], object]) -> Iterator[None]:
@@ -123,16 +124,3 @@ def read_secret(folder: Path) -> bytes:
         if len(secret) == _SECRET_BYTES:
             return secret
     return secrets.token_bytes(_SECRET_BYTES)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Appears at once and whole, or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

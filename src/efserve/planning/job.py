@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from efserve import files
 from efserve.errors import ServerError, UsageError
 from efserve.pairs import pairs_path
 from efserve.planning.check import check
@@ -78,7 +79,7 @@ def _planned(config: PlanConfig) -> PlanResult:
     if wrong:  # a fault of the policy: its plan is neither shown nor written
         raise ServerError(f"the plan of policy {config.policy} does not hold: {'; '.join(wrong)}")
     if config.output:
-        config.output.write_bytes(plan_json(plan))
+        files.write(config.output, plan_json(plan))
     return PlanResult(plan, (), interference)
 
 

@@ -48,15 +48,6 @@ def written(job: ReportJob, results: Sequence[BenchResult]) -> dict[str, str]:
     return {getattr(job, name): make(results, job.names) for name, make in makers.items() if getattr(job, name)}
 
 
-def write(text: str, path: Path) -> None:
-    """Write a report, folders included; raises UsageError where that is not allowed."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise UsageError(f"{path}: cannot write it: {exc.strerror}") from exc
-
-
 def _checked(result: BenchResult, file: str) -> BenchResult:
     """The result, if its parts fit together; what `efserve bench` writes always does."""
     if not result.levels:

@@ -16,6 +16,7 @@ from time import monotonic
 import msgspec
 import uvloop
 
+from efserve import files
 from efserve.engines.tensorrt_machine import check_machine
 from efserve.errors import LoadFailed, UsageError
 from efserve.frontend.admin import Admin, read_token
@@ -220,7 +221,7 @@ def _start_of(facts: WorkerFacts) -> WorkerStart:
 def _report(status: ServerStatus, config: ServeConfig, on_ready: Callable[[ServerStatus], None]) -> None:
     failed = [model for model in status.models if model.state != VersionState.READY.value]
     if config.ready_file is not None:
-        _write_whole(config.ready_file, msgspec.json.encode(status))
+        files.write(config.ready_file, msgspec.json.encode(status))
     on_ready(status)
     if failed and config.exit_on_error:
         raise LoadFailed(f"model '{failed[0].name}' did not start: {failed[0].reason}")
@@ -228,19 +229,10 @@ def _report(status: ServerStatus, config: ServeConfig, on_ready: Callable[[Serve
 
 def _remove(path: Path) -> None:
     try:
-        path.unlink(missing_ok=True)
+        if path.is_file():
+            path.unlink(missing_ok=True)
     except OSError as exc:
         raise UsageError(f"--ready-file {path} cannot be replaced: {exc.strerror}") from exc
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Whoever waits for the file to appear reads all of it."""
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    except OSError as exc:
-        raise UsageError(f"--ready-file {path} cannot be written: {exc.strerror}") from exc
 
 
 async def _shut_down(
