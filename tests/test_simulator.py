@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from efserve.arrivals import Trace
 from efserve.cli import main
 from efserve.errors import ConfigError, UsageError
+from efserve.planning.interference import Interference, Load, Pair, fit
 from efserve.planning.plan import Capacity, Demand, Device, Placement, Plan, Point, Problem, Tenant, plan_json
 from efserve.planning.policies import POLICIES
 from efserve.planning.recipes import safe_load
@@ -120,6 +123,45 @@ def test_models_that_share_a_partition_take_turns() -> None:
     assert m.max_ms == pytest.approx(40, abs=0.01)
 
 
+def beside(cost: float) -> tuple[Plan, list[Capacity], Interference]:
+    """Models m and n on a half each; a batch of 10 ms takes `cost` longer for as long as the other runs."""
+    plan, (capacity,) = one(1, 10, 10, 1000)
+    tenants = [replace(plan.placements[0].tenants[0], model=model) for model in "mn"]
+    placements = tuple(Placement("d", 50, 10, (tenant,)) for tenant in tenants)
+    plan = replace(plan, demands=(Demand("m", 10, 1000), Demand("n", 10, 1000)), placements=placements)
+    points = (replace(capacity.points[0], share_pct=50),)
+    both = [Capacity(model, "onnx", points) for model in "mn"]
+    pairs = [Pair(me, 50, you, 50, 1 + cost) for me, you in ("mn", "nm")]
+    return plan, both, fit(pairs, {model: Load(0.5, 0.5) for model in "mn"})
+
+
+def test_a_neighbour_slows_a_batch_down_only_while_it_runs() -> None:
+    plan, capacities, interference = beside(0.5)
+    arrival = Arrival([0, 4_000_000, 100_000_000], [0, 1, 0])
+    m, n = simulate(plan, capacities, arrival, interference=interference).models
+    assert m.max_ms == pytest.approx(4 + 6 * 1.5)  # 4 ms alone, what is left beside the other
+    assert n.max_ms == pytest.approx(9 + (10 - 9 / 1.5))  # beside the first until that ends at 13 ms, then alone
+    assert m.p50_ms == pytest.approx((13 + 10) / 2)  # the second is alone
+    alone = simulate(plan, capacities, arrival).models
+    assert [model.max_ms for model in alone] == pytest.approx([10, 10])
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.booleans()), max_size=40), st.floats(0.01, 1.5))
+def test_neighbours_cost_nothing_but_time(arrivals: list[tuple[int, bool]], cost: float) -> None:
+    plan, capacities, interference = beside(cost)
+    arrivals.sort()
+    arrival = Arrival([ms * 1_000_000 for ms, _ in arrivals], [int(is_n) for _, is_n in arrivals])
+    alone = simulate(plan, capacities, arrival, late="serve")
+    outcome = simulate(plan, capacities, arrival, late="serve", interference=interference)
+    for model, before in zip(outcome.models, alone.models, strict=True):
+        assert model.requests == before.requests
+        assert before.max_ms <= model.max_ms + 0.001
+    for place, before_place in zip(outcome.partitions, alone.partitions, strict=True):
+        busy_s, before_s = place.utilization * outcome.duration_s, before_place.utilization * alone.duration_s
+        assert place.batches == before_place.batches
+        assert before_s <= busy_s + 1e-6 <= before_s * (1 + cost) + 2e-6
+
+
 def test_requests_spread_over_partitions_by_what_they_carry() -> None:
     points = (Point(25, 1, 1, 25, 40), Point(75, 1, 1, 75, 13))
     tenants = [Tenant("m", "onnx", 1, 1, 40, p.throughput_per_s, p.latency_ms, 0) for p in points]
@@ -195,6 +237,26 @@ def test_the_command_tells_what_requests_met(plan_file: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "The plan holds" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_the_command_reads_what_neighbours_cost(tmp_path: Path) -> None:
+    tenant = Tenant("digits", "onnx", 32, 1, 100_000, 200_000, 0.2, 0.4)
+    halves = (Placement("d", 50, 0.2, (tenant,)), Placement("d", 50, 0.2, (tenant,)))
+    device, demand = Device("d", "cpu-amd-epyc-2c"), Demand("digits", 200_000, 1000)
+    path, pairs = tmp_path / "plan.json", tmp_path / "pairs.json"
+    path.write_bytes(plan_json(Plan("test", (device,), (demand,), halves)))
+    pair = {"me": "digits", "my_pct": 50, "you": "digits", "your_pct": 50, "slowdown": 1.5}
+    pairs.write_text(json.dumps({"loads": {"digits": {"l2": 0, "dram": 0}}, "pairs": [pair]}))
+    arguments = ["simulate", str(path), "--profiles", str(SHIPPED), "--requests", "2000", "--json"]
+    p50_ms = []
+    for options in ([], ["--interference", str(pairs)]):
+        done = CliRunner().invoke(main, [*arguments, *options])
+        assert done.exit_code == 0, done.output
+        p50_ms.append(json.loads(done.stdout)[0]["models"][0]["p50_ms"])
+    assert p50_ms[1] > 1.2 * p50_ms[0]
+    refused = CliRunner().invoke(main, [*arguments, "--interference", str(pairs), "--no-interference"])
+    assert refused.exit_code == 2
+    assert "contradict" in refused.stderr
 
 
 def test_the_command_sweeps_and_prints_json(plan_file: Path, tmp_path: Path) -> None:

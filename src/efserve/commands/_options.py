@@ -171,6 +171,15 @@ budget = click.option(
     metavar="S",
     help="How long the policy `best` may search, beyond what the others take.",
 )
+neighbours = together(
+    click.option(
+        "--interference",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="JSON file of measured pairs: what neighbours on a device cost.  "
+        "[default: pairs.json beside the profiles, where there is one]",
+    ),
+    click.option("--no-interference", is_flag=True, help="As if neighbours cost nothing, to compare."),
+)
 
 
 def profiles(help_text: str) -> Option[Any]:

@@ -102,13 +102,7 @@ def _devices(text: str) -> tuple[int, str]:
     help="As few devices as possible; as much as all devices carry; or the partitions evenly over all devices.",
 )
 @shared.budget
-@click.option(
-    "--interference",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="JSON file of measured pairs; plans then hold beside the worst neighbours.  "
-    "[default: pairs.json beside the profiles, where there is one]",
-)
-@click.option("--no-interference", is_flag=True, help="Plan as if neighbours cost nothing, to compare.")
+@shared.neighbours
 @click.option(
     "--check",
     type=click.Path(path_type=Path, dir_okay=False),

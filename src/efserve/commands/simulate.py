@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     metavar="MS",
     help="What a request takes besides its batch, on the way between client and worker; see docs/scheduling.md.",
 )
+@shared.neighbours
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same result.")
 @click.option("--sweep", is_flag=True, help="Find the highest rates that each plan holds for 99 % of the requests.")
 @click.option(

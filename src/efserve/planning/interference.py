@@ -11,7 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from efserve.errors import ConfigError
+from efserve.errors import ConfigError, UsageError
+from efserve.pairs import pairs_path
 from efserve.planning.plan import Capacity, Point
 
 
@@ -159,6 +160,19 @@ def read_interference(path: Path) -> Interference:
     except msgspec.DecodeError as exc:
         raise ConfigError(f"{path} does not hold measured pairs: {exc}") from exc
     return fit(measured.pairs, measured.loads)
+
+
+def find_interference(profiles: Path, kind: str, asked: Path | None, *, forbidden: bool) -> Interference | None:
+    """What is known of neighbours: from the file asked for, or from the one beside the profiles of a kind of device.
+
+    None where there is neither, or it is `forbidden` to know. Raises UsageError where that contradicts a file.
+    """
+    if asked and forbidden:
+        raise UsageError("--interference and --no-interference contradict each other: give one of them")
+    beside = pairs_path(profiles, kind)
+    if forbidden or not (asked or beside.exists()):
+        return None
+    return read_interference(asked or beside)
 
 
 def slowed(capacities: Sequence[Capacity], interference: Interference) -> tuple[Capacity, ...]:

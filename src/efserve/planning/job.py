@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 from efserve import files
 from efserve.errors import ServerError, UsageError
-from efserve.pairs import pairs_path
 from efserve.planning.check import check
 from efserve.planning.here import Kind, kinds_here
-from efserve.planning.interference import Interference, read_interference, slowed
+from efserve.planning.interference import Interference, find_interference, slowed
 from efserve.planning.options import PlanConfig
 from efserve.planning.plan import (
     Capacity,
@@ -35,23 +34,13 @@ class PlanResult:
 
 def run(config: PlanConfig) -> PlanResult:
     """Makes a plan, or checks one. Raises NoPlan where the demands cannot be met, UsageError where none are given."""
-    if config.interference and config.no_interference:
-        raise UsageError("--interference and --no-interference contradict each other: give one of them")
     if config.check:
         plan = read_plan(config.check)
         kind = plan.devices[0].kind if plan.devices else ""
-        interference = _interference(config, kind)
+        interference = find_interference(config.profiles, kind, config.interference, forbidden=config.no_interference)
         wrong = check(plan, read_capacities(config.profiles, kind), interference)
         return PlanResult(plan, tuple(wrong), interference)
     return _planned(config)
-
-
-def _interference(config: PlanConfig, kind: str) -> Interference | None:
-    """What is known of neighbours: from the file asked for, or from the one beside the profiles."""
-    beside = pairs_path(config.profiles, kind)
-    if config.no_interference or not (config.interference or beside.exists()):
-        return None
-    return read_interference(config.interference or beside)
 
 
 def _planned(config: PlanConfig) -> PlanResult:
@@ -63,7 +52,7 @@ def _planned(config: PlanConfig) -> PlanResult:
         for capacity in read_capacities(config.profiles, kind)
         if engine_and_precision(capacity.engine)[1] in allowed
     )
-    interference = _interference(config, kind)
+    interference = find_interference(config.profiles, kind, config.interference, forbidden=config.no_interference)
     problem = Problem(
         demands=_demands(config, capacities),
         capacities=slowed(capacities, interference) if interference else capacities,

@@ -13,8 +13,10 @@ import numpy as np
 from efserve.inference import InferRequest, Outcome
 from efserve.model_config import DynamicBatching, ModelConfig
 from efserve.planned import PlannedWorker, planned_config, planned_router, planned_workers
+from efserve.planning.interference import Interference
 from efserve.planning.plan import Capacity, Plan
 from efserve.routing import Action, Router, Send, pass_on
+from efserve.simulator.neighbours import Neighbours, costs
 from efserve.simulator.partitions import STEPS, Latency, Place
 
 ENOUGH = 0.99  # of the requests within their SLO: a plan holds a rate
@@ -89,12 +91,14 @@ def simulate(
     seed: int = 0,
     late: str = "drop",
     gateway_ms: float = 0.0,
+    interference: Interference | None = None,
 ) -> Outcomes:
     """Runs the requests through the plan until all are answered; `late`: "drop" or "serve", as the server has it.
 
-    `gateway_ms` is what each request takes besides, between its client and the router.
+    `gateway_ms` is what each request takes besides, between its client and the router. With `interference`, a batch
+    takes longer for as long as neighbours on its device run.
     """
-    fleet = _Fleet(plan, capacities, seed, late)
+    fleet = _Fleet(plan, capacities, seed, late, interference)
     end_ns = fleet.run(arrival)
     duration_s = max(end_ns / 1e9, 1e-9)
     return Outcomes(
@@ -108,7 +112,9 @@ def simulate(
 class _Fleet:
     """The routers of a plan's models and all their workers, by number, on a clock of events."""
 
-    def __init__(self, plan: Plan, capacities: Sequence[Capacity], seed: int, late: str) -> None:
+    def __init__(
+        self, plan: Plan, capacities: Sequence[Capacity], seed: int, late: str, interference: Interference | None
+    ) -> None:
         draws: list[int] = np.random.default_rng(seed).integers(0, STEPS, DRAWS).tolist()
         self.places = [Place(placement) for placement in plan.placements]
         self.latencies_ns: list[list[int]] = [[] for _ in plan.demands]
@@ -129,6 +135,9 @@ class _Fleet:
                 latency = Latency(worker.facts, place.placement.share_pct, capacities, draws)
                 router.worker_ready(len(self._workers), 1, 0, worker.terms)
                 self._workers.append((model, worker, place, latency))
+        found = costs(plan, [worker for _, worker, _, _ in self._workers], interference)
+        self._neighbours = Neighbours(found) if any(found) else None
+        self._began_ns = [0] * len(self._workers)
         self._model_of = {router: model for model, router in enumerate(self._routers)}
 
     def run(self, arrival: Arrival) -> int:
@@ -147,8 +156,12 @@ class _Fleet:
         """Ends the batches that end until then; when the last of them did."""
         heap = self._heap
         while heap and heap[0][0] <= until_ns:
-            now_ns, number, slot = heapq.heappop(heap)
-            model, worker, _, _ = self._workers[number]
+            end_ns, number, slot = heapq.heappop(heap)
+            if self._neighbours is not None and not self._has_ended(number, slot, end_ns):
+                continue
+            now_ns = end_ns
+            model, worker, place, _ = self._workers[number]
+            place.busy_ns += now_ns - self._began_ns[number]
             batch, actions = self._routers[model].batch_done(number, slot, now_ns)
             taken = self.latencies_ns[model]
             for request in batch:
@@ -166,10 +179,28 @@ class _Fleet:
                 _, _, place, latency = self._workers[action.worker]
                 rows = len(action.batch)
                 took_ns = latency.draw_ns(rows)
-                place.ran(rows, took_ns)
-                heapq.heappush(self._heap, (now_ns + took_ns, action.worker, action.slot))
+                place.ran(rows)
+                self._began_ns[action.worker] = now_ns
+                if self._neighbours is None:
+                    heapq.heappush(self._heap, (now_ns + took_ns, action.worker, action.slot))
+                else:
+                    self._expect(self._neighbours.begin(action.worker, took_ns, now_ns), action.slot)
             else:
                 self.dropped[model] += 1
+
+    def _has_ended(self, number: int, slot: int, end_ns: int) -> bool:
+        """Whether the worker's batch ends now: neighbours that came or went since this was expected have moved it."""
+        assert self._neighbours is not None
+        if self._neighbours.ends_ns[number] != end_ns:
+            return False
+        self._expect(self._neighbours.end(number, end_ns), slot)
+        return True
+
+    def _expect(self, workers: Iterable[int], slot: int) -> None:
+        """The batches of these workers, which have one slot each, end at other times than was expected."""
+        assert self._neighbours is not None
+        for number in workers:
+            heapq.heappush(self._heap, (self._neighbours.ends_ns[number], number, slot))
 
 
 def _nobody(outcome: Outcome) -> None:

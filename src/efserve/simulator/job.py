@@ -8,6 +8,7 @@ import numpy as np
 
 from efserve.arrivals import Seconds, Trace, intended, parse_trace, steady
 from efserve.errors import UsageError
+from efserve.planning.interference import Interference, find_interference, slowed
 from efserve.planning.plan import Capacity, NoPlan, Plan, Problem, read_plan
 from efserve.planning.policies import POLICIES, most_factor
 from efserve.planning.tables import read_capacities
@@ -27,6 +28,8 @@ class SimulateConfig:
     factor: float = 1.0
     late: str = "drop"
     gateway_ms: float = 0.0
+    interference: Path | None = None  # None: the pairs measured beside the profiles, where there are any
+    no_interference: bool = False
     seed: int = 0
     sweep: bool = False
     policy: tuple[str, ...] = ()  # of a sweep: plan the same demands by these too
@@ -86,14 +89,16 @@ def highest_factor(plan: Plan, capacities: Sequence[Capacity], config: SimulateC
     return sweep(plan, capacities, config)[0]
 
 
-def sweep(plan: Plan, capacities: Sequence[Capacity], config: SimulateConfig) -> tuple[float, tuple[Try, ...]]:
+def sweep(
+    plan: Plan, capacities: Sequence[Capacity], config: SimulateConfig, interference: Interference | None = None
+) -> tuple[float, tuple[Try, ...]]:
     """That factor, and every load that was tried to find it."""
     total_per_s = sum(demand.rate_per_s for demand in plan.demands)
     tried: list[Try] = []
 
     def holds(factor: float) -> bool:
         arrival = planned_arrivals(plan, config, factor)
-        outcome = simulate(plan, capacities, arrival, config.seed, config.late, config.gateway_ms)
+        outcome = simulate(plan, capacities, arrival, config.seed, config.late, config.gateway_ms, interference)
         tried.append(Try(total_per_s * factor, outcome.worst_within_slo))
         return outcome.holds
 
@@ -137,21 +142,26 @@ def run(config: SimulateConfig) -> list[Outcomes] | list[Limit]:
         plan = read_plan(path)
         if not plan.placements:
             raise UsageError(f"{path} places nothing: there is nothing to simulate")
-        capacities = read_capacities(config.profiles, plan.devices[0].kind)
+        kind = plan.devices[0].kind
+        capacities = read_capacities(config.profiles, kind)
+        known = find_interference(config.profiles, kind, config.interference, forbidden=config.no_interference)
         if config.sweep:
-            rivals = [planned_by(policy, plan, capacities, config.budget_s) for policy in config.policy]
-            limits.append(_limit(str(path), plan, capacities, config))
-            limits += [_limit("", rival, capacities, config) for rival in rivals if rival is not None]
+            planned_with = slowed(capacities, known) if known else capacities
+            rivals = [planned_by(policy, plan, planned_with, config.budget_s) for policy in config.policy]
+            limits.append(_limit(str(path), plan, capacities, config, known))
+            limits += [_limit("", rival, capacities, config, known) for rival in rivals if rival is not None]
         else:
             arrival = (
                 traced_arrivals(plan, trace, config.factor) if trace else planned_arrivals(plan, config, config.factor)
             )
-            outcomes.append(simulate(plan, capacities, arrival, config.seed, config.late, config.gateway_ms))
+            outcomes.append(simulate(plan, capacities, arrival, config.seed, config.late, config.gateway_ms, known))
     return limits or outcomes
 
 
-def _limit(name: str, plan: Plan, capacities: Sequence[Capacity], config: SimulateConfig) -> Limit:
-    factor, tried = sweep(plan, capacities, config)
+def _limit(
+    name: str, plan: Plan, capacities: Sequence[Capacity], config: SimulateConfig, known: Interference | None
+) -> Limit:
+    factor, tried = sweep(plan, capacities, config, known)
     return Limit(name, plan.policy, factor, sum(demand.rate_per_s for demand in plan.demands) * factor, tried)
 
 
