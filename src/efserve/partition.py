@@ -27,6 +27,16 @@ class Partition:
         """True for anything but the host's CPU."""
         return self.device != CPU
 
+    @property
+    def thread_cores(self) -> tuple[int, ...]:
+        """A core for each engine thread, the first for the one that runs the model; empty: threads go where they can.
+
+        Only where the cores are the partition's own. A kernel wakes a thread where it finds an idle core, and takes
+        those of a virtual machine that sleep for busy: two threads that have paused then share a core for many ms.
+        """
+        is_own = not self.is_gpu and self.share_pct > 0 and self.threads == len(self.cores) > 1
+        return self.cores if is_own else ()
+
     def obtained_pct(self, obtained: "Obtained") -> float:
         """Share of the device that a worker has got, in percent; 0 where the size of the device is not known."""
         got = obtained.sm_count if self.is_gpu else len(obtained.cores)

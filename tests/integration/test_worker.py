@@ -401,6 +401,22 @@ def test_a_partition_is_real(tmp_path: Path, threads: int) -> None:
     run(onnx_spec(folder, partition=Partition("cpu", threads, (core,))), body)
 
 
+@pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
+@pytest.mark.parametrize(("share_pct", "is_own"), [(100.0, True), (0.0, False)])
+def test_threads_keep_to_a_core_each_where_the_cores_are_their_own(
+    tmp_path: Path, share_pct: float, is_own: bool
+) -> None:
+    cores = available_cores()[:2]
+
+    async def body(desk: Desk) -> None:
+        found = affinities(desk.worker.pid)
+        assert ({cores[:1], cores[1:]} <= found) is is_own
+        assert tuple(os.sched_getaffinity(desk.worker.pid)) == (cores[:1] if is_own else cores)
+
+    folder = onnx_models.save(tmp_path, "cnn", onnx_models.cnn())
+    run(onnx_spec(folder, partition=Partition("cpu", 2, cores, share_pct)), body)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -664,6 +680,25 @@ def test_torchscript(tmp_path: Path, model: str) -> None:
         assert desk.worker.stderr_tail == ""
 
     run(script_spec(tmp_path, model), body)
+
+
+@pytest.mark.skipif(len(available_cores()) < 2, reason="needs two cores")
+def test_torchscript_keeps_its_threads_to_a_core_each(tmp_path: Path) -> None:
+    cores = available_cores()[-2:]
+
+    spec = script_spec(tmp_path, "InTuple")
+    dims = (1 << 17,)  # torch runs what is smaller in one thread
+    wide = replace(
+        spec.config,
+        inputs=tuple(replace(tensor, dims=dims) for tensor in spec.config.inputs),
+        outputs=tuple(replace(tensor, dims=dims) for tensor in spec.config.outputs),
+    )
+
+    async def body(desk: Desk) -> None:
+        await desk.infer(np.ones((1, *dims), np.float32))
+        assert {cores[:1], cores[1:]} <= affinities(desk.worker.pid)
+
+    run(replace(spec, config=wide, partition=Partition("cpu", 2, cores, 100.0)), body)
 
 
 def test_a_torchscript_model_that_fails(tmp_path: Path) -> None:

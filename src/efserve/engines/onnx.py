@@ -6,6 +6,7 @@ same binding has onnxruntime copy between that memory, page-locked, and the devi
 """
 
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -147,6 +148,8 @@ def load(source: Source) -> OnnxEngine:
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
     session = _open(source, names)
     providers.check_taken(names, session.get_providers())
+    if cores := source.partition.thread_cores:  # the others have theirs from the session's options
+        os.sched_setaffinity(0, cores[:1])
     nodes = providers.assignment(session)
     if source.strict_provider:
         providers.refuse_cpu(nodes, names)
@@ -179,6 +182,9 @@ def _options(source: Source) -> onnxruntime.SessionOptions:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _NOTHING
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if source.spin else "0")
+    if cores := source.partition.thread_cores:  # counted from 1; the first is for the thread that runs the session
+        others = ";".join(str(core + 1) for core in cores[1:])
+        options.add_session_config_entry("session.intra_op_thread_affinities", others)
     options.add_session_config_entry(providers.RECORD, "1")
     if source.strict_provider and source.partition.is_gpu:
         options.add_session_config_entry(providers.NO_CPU, "0" if _CAN_TELL else "1")

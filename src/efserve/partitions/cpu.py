@@ -16,11 +16,14 @@ def environment(partition: Partition, *, spin: bool = False) -> dict[str, str]:
     """Environment of a process that shall live in the partition: libraries start no more threads than it has.
 
     Unless they may `spin`, OpenMP's threads sleep while they wait for one another. Spinning, they hold up the very
-    thread that they wait for when anything else runs on their cores: a batch of 0.2 ms then takes 100 ms.
+    thread that they wait for when anything else runs on their cores: a batch of 0.2 ms then takes 100 ms. Where the
+    cores are the partition's own, each of them keeps to one.
     """
     threads = str(max(1, partition.threads))
     waiting = {} if spin else {"OMP_WAIT_POLICY": "PASSIVE"}
-    return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, threads), **waiting}
+    cores = ",".join(f"{{{core}}}" for core in partition.thread_cores)
+    bound = {"OMP_PROC_BIND": "true", "OMP_PLACES": cores} if cores else {}
+    return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, threads), **waiting, **bound}
 
 
 def enter(partition: Partition) -> None:

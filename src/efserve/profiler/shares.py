@@ -85,7 +85,7 @@ class CpuDevice:
 
     def _share(self, cores: tuple[int, ...]) -> Share:
         total = len(self.facts.cores)
-        partition = Partition(threads=len(cores), cores=cores)
+        partition = Partition(threads=len(cores), cores=cores, share_pct=share_pct(len(cores), total))
         return Share(share_pct(len(cores), total), partition, f"{len(cores)} of {total} cores")
 
 
