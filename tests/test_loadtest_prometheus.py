@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from efserve.frontend.metrics import expose
+from efserve.frontend.metrics import HostCollector, expose
 from efserve.loadtest.prometheus import Gauges, gauges, samples
 from fakes import FakeModel, FakeService, identity_config
 
@@ -40,7 +40,7 @@ def test_triton() -> None:
 
 def test_ours() -> None:
     name = 'od"d\\\nname'
-    found = gauges(expose(FakeService(FakeModel(identity_config(name)))))
+    found = gauges(expose(FakeService(FakeModel(identity_config(name))), HostCollector()))
     assert found.models == {name}
     assert found.values.items() >= {"pending_requests": 0, "workers_rss_bytes": 1 << 20}.items()
 

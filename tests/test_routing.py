@@ -79,6 +79,17 @@ def test_a_quick_worker_gets_its_next_batch_ahead() -> None:
     assert [len(sends(r.add(request(at_ns=AHEAD_NS)))) for _ in range(3)] == [1, 1, 0]
 
 
+def test_what_a_worker_was_given_ahead_has_not_begun() -> None:
+    r = Router(ModelConfig("m"))
+    r.worker_ready(1, 2, 0)
+    r.worker_ready(2, 1, 0)
+    for _ in range(5):
+        r.add(request())
+    assert (r.pending, r.not_begun, r.in_flight) == (2, 3, 3)
+    r.batch_done(1, 1, 1)
+    assert (r.pending, r.not_begun) == (1, 2)  # what was given ahead runs, the next has taken its place
+
+
 @pytest.mark.parametrize(
     "policy", [{"max_queue_size": 1}, {"default_timeout_us": 100}, {"allow_timeout_override": True}]
 )

@@ -59,7 +59,7 @@ class Histogram:
 
 
 class ModelCounters:
-    """Mutable counts of one model version; `pending` tells how many requests wait in its queue right now."""
+    """Mutable counts of one model version; `pending` tells how many requests wait to be run right now."""
 
     __slots__ = (
         "batches",

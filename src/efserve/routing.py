@@ -99,6 +99,12 @@ class Router:
         """Requests that wait for a worker."""
         return len(self._queue)
 
+    @property
+    def not_begun(self) -> int:
+        """Requests that do not run yet: those that wait for a worker, and those that one was given ahead."""
+        ahead = [batch for worker in self._workers.values() for batch in [*worker.running.values()][1:]]
+        return len(self._queue) + sum(map(len, ahead))
+
     def add(self, request: InferRequest) -> Sequence[Action]:
         """A request has arrived, at its `arrival_ns`."""
         if self._closed is not None:

@@ -94,6 +94,28 @@ def host_cpu(root: Path = Path("/"), cores: tuple[int, ...] | None = None) -> Ho
     )
 
 
+@dataclass(frozen=True, slots=True)
+class CpuTicks:
+    """Time that the cores of the machine have spent since it started, summed, in the kernel's ticks."""
+
+    busy: int
+    total: int
+
+
+def cpu_ticks(root: Path = Path("/")) -> CpuTicks:
+    """What the whole machine has done so far; nothing where the kernel does not tell."""
+    found = re.match(r"cpu +(.+)", read_text(root / "proc/stat"))
+    ticks = [int(word) for word in found[1].split()[:8]] if found else []  # guests, which follow, count as users
+    return CpuTicks(sum(ticks) - sum(ticks[3:5]), sum(ticks))  # [3] is idle, [4] waits for a disk
+
+
+def memory_in_use(root: Path = Path("/")) -> tuple[int, int]:
+    """Bytes of the whole machine's memory that are used and cannot be had back, and all there are."""
+    memory = _meminfo(read_text(root / "proc/meminfo"))
+    total_bytes = memory.get("MemTotal", 0)
+    return total_bytes - memory.get("MemAvailable", memory.get("MemFree", 0)), total_bytes
+
+
 def cpu_model(root: Path = Path("/")) -> str:
     """The processor's name, or the architecture where the kernel tells none, as on many Arm machines."""
     found = re.search(r"^model name\s*:\s*(.+)$", read_text(root / "proc/cpuinfo"), re.MULTILINE)

@@ -1,16 +1,19 @@
-"""Metrics of the served models and of the machine's GPUs, in Prometheus' text format.
+"""Metrics of the served models and of the machine's processors and GPUs, in Prometheus' text format.
 
 Names, labels and units are Triton's, so that dashboards made for it work; docs/metrics.md gives each as a formula.
 Numbers are written as plain decimals: perf_analyzer reads no exponents.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
+from pathlib import Path
 
 from prometheus_client import ProcessCollector
 from prometheus_client.metrics_core import Metric
 
 from efserve.counters import Histogram, ModelCounters
+from efserve.devices.cpu import cpu_ticks, memory_in_use
 from efserve.devices.nvml import Nvml, nvml
 from efserve.frontend.service import Model, Placement, Service
 
@@ -26,6 +29,8 @@ _COUNTERS: tuple[tuple[str, str, Callable[[ModelCounters], int]], ...] = (
     ("nv_inference_compute_input_duration_us", "Cumulative time for inputs", lambda c: c.compute_input_ns // 1000),
     ("nv_inference_compute_infer_duration_us", "Cumulative time for inference", lambda c: c.compute_infer_ns // 1000),
     ("nv_inference_compute_output_duration_us", "Cumulative time for outputs", lambda c: c.compute_output_ns // 1000),
+)
+_CACHE_COUNTERS: tuple[tuple[str, str, Callable[[ModelCounters], int]], ...] = (
     ("nv_cache_num_hits_per_model", "Requests answered from the response cache", lambda c: c.cache_hits),
     ("nv_cache_num_misses_per_model", "Requests that the response cache had no answer for", lambda c: c.cache_misses),
     ("nv_cache_hit_duration_per_model", "Cumulative time of cache hits, in us", lambda c: c.cache_hit_ns // 1000),
@@ -41,8 +46,12 @@ class ServiceCollector:
 
     def collect(self) -> Iterator[Metric]:
         """The metric families at this moment."""
-        models = [(_labels(model), model.counters) for model in self._service.models()]
-        yield from _model_counters(models)
+        served = self._service.models()
+        models = [(_labels(model), model.counters) for model in served]
+        yield from _counters(_COUNTERS, models)
+        yield _failures(models)
+        caching = [(_labels(model), model.counters) for model in served if model.config.response_cache]
+        yield from _counters(_CACHE_COUNTERS, caching)
         yield _pending(models)
         durations = Metric("efserve_request_duration_seconds", "Time from arrival to outcome of requests", "histogram")
         rows = Metric("efserve_batch_rows", "Rows per model execution", "histogram")
@@ -55,9 +64,43 @@ class ServiceCollector:
         yield from gpu_metrics()
 
 
-def expose(service: Service) -> str:
+_LEAST_WINDOW_S = 1.0
+_HOST_GAUGES = {
+    "nv_cpu_utilization": "CPU utilization of the machine (0 to 1)",
+    "nv_cpu_memory_used_bytes": "Memory of the machine in use",
+    "nv_cpu_memory_total_bytes": "Memory of the machine",
+}
+
+
+class HostCollector:
+    """The machine's processors and memory; how busy they were is told for the time since the last look."""
+
+    def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
+        self._root = root
+        self._clock = clock
+        self._read = clock(), cpu_ticks(root)
+        self._utilization = 0.0
+
+    def collect(self) -> Iterator[Metric]:
+        """The metric families at this moment; two looks within a second see one utilisation."""
+        (before_s, before), now_s = self._read, self._clock()
+        if now_s - before_s >= _LEAST_WINDOW_S:
+            after = cpu_ticks(self._root)
+            total = after.total - before.total
+            self._utilization = min(1.0, max(0.0, (after.busy - before.busy) / total)) if total > 0 else 0.0
+            self._read = now_s, after
+        used_bytes, total_bytes = memory_in_use(self._root)
+        values = (round(self._utilization, 4), used_bytes, total_bytes)
+        for (name, text), value in zip(_HOST_GAUGES.items(), values, strict=True):
+            family = Metric(name, text, "gauge")
+            family.add_sample(name, {}, value)
+            yield family
+
+
+def expose(service: Service, host: HostCollector) -> str:
     """Everything that the metrics page shows."""
-    families = [*ServiceCollector(service).collect(), *ProcessCollector(registry=None).collect()]
+    process = ProcessCollector(registry=None)
+    families = [*ServiceCollector(service).collect(), *host.collect(), *process.collect()]
     return "".join(_family_text(family) for family in families if family.samples)
 
 
@@ -65,17 +108,22 @@ def _labels(model: Model) -> Labels:
     return {"model": model.config.name, "version": model.version}
 
 
-def _model_counters(models: Iterable[tuple[Labels, ModelCounters]]) -> Iterator[Metric]:
-    for name, text, value in _COUNTERS:
+def _counters(
+    kinds: Iterable[tuple[str, str, Callable[[ModelCounters], int]]], models: Sequence[tuple[Labels, ModelCounters]]
+) -> Iterator[Metric]:
+    for name, text, value in kinds:
         family = Metric(name, text, "counter")
         for labels, counters in models:
             family.add_sample(name, labels, value(counters))
         yield family
+
+
+def _failures(models: Sequence[tuple[Labels, ModelCounters]]) -> Metric:
     failures = Metric("nv_inference_request_failure", "Failed inference requests, by reason", "counter")
     for labels, counters in models:
         for reason, number in sorted(counters.failures.items()):
             failures.add_sample(failures.name, {**labels, "reason": reason}, number)
-    yield failures
+    return failures
 
 
 def _pending(models: Iterable[tuple[Labels, ModelCounters]]) -> Metric:
@@ -128,15 +176,19 @@ def _placements(placements: Sequence[Placement]) -> Iterator[Metric]:
 def gpu_metrics(library: Nvml | None = None) -> Iterator[Metric]:
     """Utilisation, power and memory of each GPU, as far as it tells them; nothing on a machine without."""
     library = library or nvml()
-    families = {name: Metric(name, text, "gauge") for name, text in _GPU_GAUGES.items()}
+    families = {name: Metric(name, text, kind) for name, (kind, text) in _GPU_METRICS.items()}
     for handle in library.handles().values():
         labels = {"gpu_uuid": str(library.ask("nvmlDeviceGetUUID", handle))}
         rates = library.ask("nvmlDeviceGetUtilizationRates", handle)
         power_mw = library.ask("nvmlDeviceGetPowerUsage", handle)
+        limit_mw = library.ask("nvmlDeviceGetEnforcedPowerLimit", handle)
+        energy_mj = library.ask("nvmlDeviceGetTotalEnergyConsumption", handle)
         memory = library.ask("nvmlDeviceGetMemoryInfo", handle)
         values = (
             None if rates is None else rates.gpu / 100,
             None if power_mw is None else power_mw / 1000,
+            None if limit_mw is None else limit_mw / 1000,
+            None if energy_mj is None else energy_mj / 1000,
             None if memory is None else memory.used,
             None if memory is None else memory.total,
         )
@@ -146,11 +198,13 @@ def gpu_metrics(library: Nvml | None = None) -> Iterator[Metric]:
     yield from families.values()
 
 
-_GPU_GAUGES = {
-    "nv_gpu_utilization": "GPU utilization (0 to 1)",
-    "nv_gpu_power_usage": "GPU power usage in watts",
-    "nv_gpu_memory_used_bytes": "GPU memory in use",
-    "nv_gpu_memory_total_bytes": "GPU memory",
+_GPU_METRICS = {
+    "nv_gpu_utilization": ("gauge", "GPU utilization (0 to 1)"),
+    "nv_gpu_power_usage": ("gauge", "GPU power usage in watts"),
+    "nv_gpu_power_limit": ("gauge", "Power that the GPU may draw, in watts"),
+    "nv_energy_consumption": ("counter", "Energy that the GPU has used since its driver was loaded, in joules"),
+    "nv_gpu_memory_used_bytes": ("gauge", "GPU memory in use"),
+    "nv_gpu_memory_total_bytes": ("gauge", "GPU memory"),
 }
 
 

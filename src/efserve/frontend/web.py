@@ -8,7 +8,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from efserve import __version__
-from efserve.frontend.metrics import expose
+from efserve.frontend.metrics import HostCollector, expose
 from efserve.frontend.service import Service
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -25,9 +25,10 @@ _PAGE = """<!doctype html>
 
 def create_app(service: Service) -> Starlette:
     """The application over one service."""
+    host = HostCollector()
 
     async def metrics(request: Request) -> Response:
-        return PlainTextResponse(expose(service), headers={"content-type": METRICS_TYPE})
+        return PlainTextResponse(expose(service, host), headers={"content-type": METRICS_TYPE})
 
     async def index(request: Request) -> Response:
         rows = [

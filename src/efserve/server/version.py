@@ -119,8 +119,8 @@ class ServedVersion:
 
     @property
     def pending(self) -> int:
-        """Requests that wait for a worker."""
-        return self._router.pending if self._router else 0
+        """Requests that do not run yet."""
+        return self._router.not_begun if self._router else 0
 
     def placements(self) -> list[Placement]:
         """One entry per worker process, by instance."""
