@@ -310,8 +310,8 @@ def test_json_floats_arrive_exactly(values: list[float]) -> None:
         ),
         ({"inputs": [one_input()], "outputs": [{"name": "output"}] * 2}, "output 'output' already exists in request"),
         (
-            {"inputs": [one_input()], "parameters": {"triton_x": 1}},
-            "parameter keys starting with 'triton_' are reserved for Triton usage",
+            {"inputs": [one_input()], "parameters": {"triton_enable_empty_final_response": True}},
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified.",
         ),
         ({"inputs": [one_input()], "parameters": {"timeout": "x"}}, "Expected `int`, got `str` - at `$.timeout`"),
         ({"inputs": [one_input()], "parameters": {"timeout": -1}}, "at `$.timeout`"),

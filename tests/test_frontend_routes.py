@@ -93,7 +93,9 @@ def test_statistics(path: str, versions: list[str]) -> None:
     status, stats = answer(f"GET {path}")
     assert (status, [entry["version"] for entry in stats["model_stats"]]) == (200, versions)
     assert stats["model_stats"][0]["inference_stats"]["queue"] == {"count": 0, "ns": 0}
-    assert answer("GET /v2/models/none/stats")[0] == 404
+    assert answer("GET /v2/models/none/stats") == (400, {"error": "requested model 'none' is not available"})
+    missing = "requested model version is not available for model 'identity'"
+    assert answer("GET /v2/models/identity/versions/7/stats") == (400, {"error": missing})
 
 
 def test_the_repository_index() -> None:

@@ -193,6 +193,10 @@ def _decode_parts(model: ModelView, text: bytes, tail: Body) -> Decoded:
 
 def _decode_new(model: ModelView, text: Buffer, tail: Body) -> Decoded:
     head = parse_request(text)
+    if any(key.startswith("triton_") for key in head.parameters):  # over gRPC there is one that may be sent
+        raise InvalidRequest(
+            "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified."
+        )
     try:
         template = build_template(model, head)
     except InvalidRequest:

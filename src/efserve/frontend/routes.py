@@ -170,12 +170,14 @@ class Routes:
 
     def _statistics(self, names: Names, body: Body) -> Response:
         models = self._service.models()
-        if "V" in names:
-            models = [self._service.model(names["M"], names["V"])]
-        elif "M" in names:
+        if "M" in names:
             models = [model for model in models if model.config.name == names["M"]]
             if not models:
-                models = [self._service.model(names["M"], "")]
+                raise InvalidRequest(f"requested model '{names['M']}' is not available")
+        if "V" in names:
+            models = [model for model in models if model.version == names["V"]]
+            if not models:
+                raise InvalidRequest(f"requested model version is not available for model '{names['M']}'")
         return json_response(statistics((model.config.name, model.version, model.counters) for model in models))
 
 
