@@ -75,7 +75,7 @@ def test_check_tells_what_is_wrong_with_a_config(tmp_path: Path) -> None:
     (tmp_path / "m" / "1").mkdir(parents=True)
     (tmp_path / "m" / "config.pbtxt").write_text("max_batch_size: -1")
     (result,) = asyncio.run(check(CheckJob(model_repository=(tmp_path,))))
-    assert "max_batch_size is -1" in result.error
+    assert "'max_batch_size' must be non-negative value for m, not -1" in result.error
 
 
 def test_the_shipped_models_are_fine() -> None:

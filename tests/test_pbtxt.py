@@ -58,7 +58,7 @@ def test_what_is_read_is_what_the_config_call_answers() -> None:
 
 
 PRIORITIES = DynamicBatching(
-    preserve_ordering=True,
+    preferred_batch_sizes=(2,),
     priority_levels=3,
     default_priority_level=2,
     priority_policies={1: QueuePolicy(max_queue_size=5), 3: QueuePolicy(default_timeout_us=9, timeout_action="DELAY")},
@@ -78,6 +78,20 @@ def test_optional_inputs_are_read_and_told() -> None:
     config = replace(PARSED, optional_inputs=("x",))
     assert parse_config(str(config_message(config)), "m") == config
     assert config_json(config)["input"][0]["optional"] is True
+
+
+def test_image_formats_are_read_and_told() -> None:
+    text = 'input { name: "x" data_type: TYPE_FP32 dims: [3, 8, 8] format: FORMAT_NCHW } model_transaction_policy { }'
+    config = parse_config(text, "m")
+    assert config_json(config)["input"][0]["format"] == "FORMAT_NCHW"
+    assert parse_config_json(json.dumps(config_json(config)), "m").image_formats == {"x": "FORMAT_NCHW"}
+
+
+def test_what_a_config_leaves_open_is_told_as_triton_does() -> None:
+    open_one = replace(PARSED, max_batch_size=6, dynamic_batching=DynamicBatching(), instance_groups=())
+    printed = config_json(open_one)
+    assert printed["dynamic_batching"]["preferred_batch_size"] == [6]
+    assert [group["name"] for group in printed["instance_group"]] == ["m"]
 
 
 def test_warm_up_and_cache_are_read_and_told() -> None:
@@ -111,7 +125,10 @@ def test_json_has_proto_names_unset_scalars_and_numbers() -> None:
     ("text", "says"),
     [
         ("sequence_batching { }", "'sequence_batching' is not supported"),
-        ('input { name: "x" data_type: TYPE_FP32 dims: 1 reshape { shape: 1 } }', "'input.reshape' is not supported"),
+        (
+            'input { name: "x" data_type: TYPE_FP32 dims: 1 allow_ragged_batch: true }',
+            "'input.allow_ragged_batch' is not supported",
+        ),
         ("ensemble_scheduling { }", "'ensemble_scheduling' is not supported"),
         ('default_model_filename: "../x.onnx"', "file '../x.onnx' is outside the model's folder"),
         (
@@ -126,16 +143,19 @@ def test_json_has_proto_names_unset_scalars_and_numbers() -> None:
             'model_warmup { name: "w" inputs { key: "x" value { data_type: TYPE_FP32 dims: -1 zero_data: true } } }',
             "expected fixed ones",
         ),
-        ("max_batch_size: 4 dynamic_batching { priority_levels: 2 }", "default_priority_level is 0, expected 1 to"),
+        (
+            "max_batch_size: 4 dynamic_batching { priority_levels: 2 }",
+            r"default priority level must be in range \[1, 2\] for m, not 0",
+        ),
         (
             "max_batch_size: 4 dynamic_batching { priority_levels: 2 default_priority_level: 2 "
             "priority_queue_policy { key: 3 value { } } }",
-            "priority_queue_policy has level 3",
+            r"priority queue policy must have priority level in range \[1, 2\] for m, not 3",
         ),
         ("nonsense: 1", 'no field named "nonsense"'),
         ("max_batch_size: [", "line:column 1:"),
         ('name: "other"', "name is 'other', but the model's folder is 'm'"),
-        ("max_batch_size: -1", "max_batch_size is -1"),
+        ("max_batch_size: -1", "'max_batch_size' must be non-negative value for m, not -1"),
         ('backend: "tensorflow"', "backend 'tensorflow' is not known"),
         ('backend: "python" platform: "onnxruntime_onnx"', "are two engines"),
         ("instance_group { kind: KIND_MODEL }", "KIND_MODEL is not supported; use KIND_AUTO, KIND_CPU or KIND_GPU"),
@@ -147,10 +167,35 @@ def test_json_has_proto_names_unset_scalars_and_numbers() -> None:
         ('parameters { key: "share_pct" value { string_value: "101" } }', "share_pct is 101, expected at most 100"),
         ('parameters { key: "g.share_pct" value { string_value: "5" } }', "of no instance_group; it has none"),
         ("instance_group { count: -2 }", "count is -2"),
-        ('input { name: "x" dims: 1 }', "'x' has no data_type"),
+        ('input { name: "x" dims: 1 }', "model input 'x' must specify 'data_type'"),
         ("input { data_type: TYPE_FP32 }", "has no name"),
-        ('input { name: "x" data_type: TYPE_FP32 dims: -2 }', "dimension -2"),
-        ("max_batch_size: 4 dynamic_batching { preferred_batch_size: 8 }", r"preferred_batch_size \[8\]"),
+        (
+            'input { name: "x" data_type: TYPE_FP32 dims: -2 }',
+            r"model input 'x' dimension must be .*; its dims are \[-2\]",
+        ),
+        ('output { name: "y" data_type: TYPE_FP32 dims: [3, 0] }', r"model output 'y' dimension must be integer >= 1"),
+        (
+            'input { name: "x" data_type: TYPE_FP32 dims: 9 format: FORMAT_NCHW }',
+            r"NHWC/NCHW require 3 dims; 'x' has \[9\]",
+        ),
+        (
+            "max_batch_size: 4 dynamic_batching { preferred_batch_size: 8 }",
+            "preferred size must be <= max batch size for m",
+        ),
+        (
+            "max_batch_size: 4 dynamic_batching { preferred_batch_size: 0 }",
+            "preferred size must be positive for m, not 0",
+        ),
+        (
+            "dynamic_batching { preserve_ordering: true priority_levels: 2 default_priority_level: 1 }",
+            "Only one priority level is allowed when 'preserve_ordering' is true for m",
+        ),
+        (
+            "dynamic_batching { preserve_ordering: true default_queue_policy { timeout_action: DELAY "
+            "default_timeout_microseconds: 9 } }",
+            "Queue policy can not have DELAY as timeout action when 'preserve_ordering' is true for m",
+        ),
+        ("model_transaction_policy { decoupled: true }", "'model_transaction_policy.decoupled' is not supported"),
         ("version_policy { specific { } }", "lists no versions"),
         ('input { name: "x" data_type: 77 dims: 1 }', "field 'input.data_type' is 77, .* TYPE_FP32"),
         ("instance_group { kind: 77 }", "field 'instance_group.kind' is 77, .* KIND_CPU"),

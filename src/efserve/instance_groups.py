@@ -41,7 +41,7 @@ def read_groups(message: Any, name: str) -> tuple[InstanceGroup, ...]:
 
 def write_groups(message: Any, config: ModelConfig) -> None:
     """Add the groups of `config` to the ModelConfig `message`; a config that says nothing has one CPU instance."""
-    for index, group in enumerate(config.instance_groups or (InstanceGroup(kind="CPU"),)):
+    for index, group in enumerate(config.instance_groups or (InstanceGroup(config.name, "CPU"),)):
         message.instance_group.add(
             name=group.name or f"{config.name}_{index}",
             count=group.count,

@@ -119,6 +119,9 @@ class ModelConfig:
     warmup: tuple[WarmupSample, ...] = ()
     response_cache: bool = False
     optional_inputs: tuple[str, ...] = ()  # names of inputs that a request may leave out
+    input_reshapes: dict[str, Shape] = field(default_factory=dict)  # input -> its dims for the model, if others
+    output_reshapes: dict[str, Shape] = field(default_factory=dict)
+    image_formats: dict[str, str] = field(default_factory=dict)  # input -> FORMAT_NCHW or FORMAT_NHWC, told to clients
 
     @property
     def batches(self) -> bool:
@@ -175,8 +178,8 @@ def complete(config: ModelConfig, file: FileSignature, max_batch: int = DEFAULT_
         config = replace(config, max_batch_size=max_batch, dynamic_batching=dynamic)
     if config.batches and not can_batch:
         raise ConfigError(
-            f"config of '{config.name}': max_batch_size is {config.max_batch_size}, but the model file fixes the first "
-            "dimension of its tensors; set max_batch_size: 0 or export the model with a free batch dimension"
+            f"autofill failed for model '{config.name}': model does not support batching while non-zero max_batch_size "
+            "is specified; set max_batch_size: 0 or export the model with a free first dimension of each tensor"
         )
     skip = 1 if config.batches else 0
     filled = replace(
@@ -189,12 +192,17 @@ def complete(config: ModelConfig, file: FileSignature, max_batch: int = DEFAULT_
 
 def _check_specs(config: ModelConfig, kind: str, stated: tuple[TensorSpec, ...], found: tuple[TensorSpec, ...]) -> None:
     by_name = {spec.name: spec for spec in found}
+    if kind == "input" and len(stated) != len(found):
+        raise ConfigError(
+            f"unable to load model '{config.name}', configuration expects {len(stated)} inputs, model provides "
+            f"{len(found)}: {', '.join(by_name)}"
+        )
     for spec in stated:
-        actual = by_name.pop(spec.name, None)
+        actual = by_name.get(spec.name)
         if actual is None:
-            names = ", ".join(s.name for s in found)
             raise ConfigError(
-                f"config of '{config.name}': {kind} '{spec.name}' is not in the model file, which has {names}"
+                f"config of '{config.name}': unexpected inference {kind} '{spec.name}', allowed {kind}s are: "
+                f"{', '.join(by_name)}"
             )
         if actual.datatype != spec.datatype:
             raise ConfigError(
@@ -206,12 +214,15 @@ def _check_specs(config: ModelConfig, kind: str, stated: tuple[TensorSpec, ...],
             a == -1 or s in (-1, a) for s, a in zip(whole, actual.dims, strict=True)
         )
         if not fits:
-            raise ConfigError(
-                f"config of '{config.name}': {kind} '{spec.name}' has shape {list(whole)} (batch included), the model "
-                f"file says {list(actual.dims)}"
+            batch = (
+                "an initial batch dimension because max_batch_size > 0 followed by the explicit tensor shape, making"
             )
-    if kind == "input" and by_name:
-        missing = ", ".join(by_name)
-        raise ConfigError(
-            f"config of '{config.name}': the model file also needs input {missing}; add it to config.pbtxt"
-        )
+            shape = f"{batch} complete shape {_listed(whole)}" if config.batches else f"shape {_listed(whole)}"
+            raise ConfigError(
+                f"model '{config.name}', tensor '{spec.name}': the model expects {len(actual.dims)} dimensions (shape "
+                f"{_listed(actual.dims)}) but the model configuration specifies {len(whole)} dimensions ({shape})"
+            )
+
+
+def _listed(shape: Shape) -> str:
+    return f"[{','.join(map(str, shape))}]"

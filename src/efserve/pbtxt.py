@@ -12,17 +12,17 @@ from google.protobuf import json_format, text_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from efserve.batching_fields import read_batching, write_batching
 from efserve.errors import ConfigError
 from efserve.instance_groups import read_groups, write_groups
 from efserve.model_config import (
-    DynamicBatching,
     ModelConfig,
-    QueuePolicy,
     VersionPolicy,
     WarmupInput,
     WarmupSample,
 )
-from efserve.tensors import TensorSpec
+from efserve.reshapes import reshape_problem
+from efserve.tensors import Shape, TensorSpec
 from efserve.triton_messages import model_config_pb2 as pb
 
 # What a config may say; {} ends a branch: a scalar, or a message of which every field is honoured.
@@ -38,8 +38,8 @@ _SUPPORTED: _Fields = {
     "platform": {},
     "backend": {},
     "max_batch_size": {},
-    "input": {"name": {}, "data_type": {}, "dims": {}, "optional": {}},
-    "output": {"name": {}, "data_type": {}, "dims": {}, "label_filename": {}},
+    "input": {"name": {}, "data_type": {}, "dims": {}, "format": {}, "reshape": {}, "optional": {}},
+    "output": {"name": {}, "data_type": {}, "dims": {}, "reshape": {}, "label_filename": {}},
     "version_policy": {},
     "instance_group": {"name": {}, "kind": {}, "count": {}, "gpus": {}},
     "dynamic_batching": {
@@ -55,6 +55,7 @@ _SUPPORTED: _Fields = {
     "parameters": {},
     "model_warmup": {},
     "response_cache": {},
+    "model_transaction_policy": {"": {}},  # that it is not decoupled may be said
 }
 # (platform, backend) as Triton names them
 _TRITON_NAMES = {
@@ -116,7 +117,10 @@ def _from_message(message: Any, name: str) -> ModelConfig:
     if message.name not in ("", name):
         raise ConfigError(f"config.pbtxt of '{name}': name is '{message.name}', but the model's folder is '{name}'")
     if message.max_batch_size < 0:
-        raise ConfigError(f"config.pbtxt of '{name}': max_batch_size is {message.max_batch_size}, expected 0 or more")
+        raise ConfigError(
+            f"config.pbtxt of '{name}': 'max_batch_size' must be non-negative value for {name}, not "
+            f"{message.max_batch_size}"
+        )
     for filename in (message.default_model_filename, *(tensor.label_filename for tensor in message.output)):
         if PurePosixPath(filename).is_absolute() or ".." in PurePosixPath(filename).parts:
             raise ConfigError(f"config.pbtxt of '{name}': file '{filename}' is outside the model's folder")
@@ -127,7 +131,7 @@ def _from_message(message: Any, name: str) -> ModelConfig:
         max_batch_size=message.max_batch_size,
         inputs=_specs("input", message.input, name),
         outputs=_specs("output", message.output, name),
-        dynamic_batching=_dynamic_batching(message, name),
+        dynamic_batching=read_batching(message, name),
         instance_groups=read_groups(message, name),
         version_policy=_version_policy(message, name),
         default_model_filename=_filename(message, engine),
@@ -136,6 +140,9 @@ def _from_message(message: Any, name: str) -> ModelConfig:
         warmup=tuple(_warmup(sample, name) for sample in message.model_warmup),
         response_cache=message.response_cache.enable,
         optional_inputs=tuple(tensor.name for tensor in message.input if tensor.optional),
+        input_reshapes=_reshapes("input", message.input, message, name),
+        output_reshapes=_reshapes("output", message.output, message, name),
+        image_formats=_image_formats(message, name),
     )
 
 
@@ -164,10 +171,15 @@ def config_message(config: ModelConfig) -> Any:
     )
     for spec in config.inputs:
         optional = spec.name in config.optional_inputs
-        message.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.dims, optional=optional)
+        target = message.input.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.dims)
+        target.optional = optional
+        _write_reshape(target, config.input_reshapes)
+        target.format = pb.ModelInput.Format.Value(config.image_formats.get(spec.name, "FORMAT_NONE"))
     for spec in config.outputs:
         labels = config.label_filenames.get(spec.name, "")
-        message.output.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.dims, label_filename=labels)
+        target = message.output.add(name=spec.name, data_type=_data_type(spec.datatype), dims=spec.dims)
+        target.label_filename = labels
+        _write_reshape(target, config.output_reshapes)
     if config.version_policy.specific:
         message.version_policy.specific.versions.extend(config.version_policy.specific)
     elif config.version_policy.latest:
@@ -175,8 +187,7 @@ def config_message(config: ModelConfig) -> Any:
     else:
         message.version_policy.all.SetInParent()
     write_groups(message, config)
-    if (batching := config.dynamic_batching) is not None:
-        _write_batching(message.dynamic_batching, batching)
+    write_batching(message, config)
     for key, value in config.parameters.items():
         message.parameters[key].string_value = value
     for sample in config.warmup:
@@ -184,6 +195,12 @@ def config_message(config: ModelConfig) -> Any:
     if config.response_cache:
         message.response_cache.enable = True
     return message
+
+
+def _write_reshape(target: Any, reshapes: Mapping[str, Shape]) -> None:
+    if (shape := reshapes.get(target.name)) is not None:
+        target.reshape.SetInParent()
+        target.reshape.shape.extend(shape)
 
 
 def _write_warmup(message: Any, sample: WarmupSample) -> None:
@@ -197,25 +214,6 @@ def _write_warmup(message: Any, sample: WarmupSample) -> None:
             target.random_data = True
         else:
             target.zero_data = True
-
-
-def _write_batching(message: Any, batching: DynamicBatching) -> None:
-    message.preferred_batch_size.extend(batching.preferred_batch_sizes)
-    message.max_queue_delay_microseconds = batching.max_queue_delay_us
-    message.preserve_ordering = batching.preserve_ordering
-    message.priority_levels = batching.priority_levels
-    message.default_priority_level = batching.default_priority_level
-    if batching.queue_policy != QueuePolicy():
-        _write_policy(message.default_queue_policy, batching.queue_policy)
-    for level, policy in batching.priority_policies.items():
-        _write_policy(message.priority_queue_policy[level], policy)
-
-
-def _write_policy(message: Any, policy: QueuePolicy) -> None:
-    message.max_queue_size = policy.max_queue_size
-    message.default_timeout_microseconds = policy.default_timeout_us
-    message.timeout_action = pb.ModelQueuePolicy.TimeoutAction.Value(policy.timeout_action)
-    message.allow_timeout_override = policy.allow_timeout_override
 
 
 def _unsupported(message: Message, supported: _Fields, prefix: str = "") -> Iterator[str]:
@@ -264,20 +262,42 @@ def _specs(kind: str, tensors: Iterable[Any], model: str) -> tuple[TensorSpec, .
     for tensor in tensors:
         if tensor.name in specs:
             raise ConfigError(f"config.pbtxt of '{model}': {kind} '{tensor.name}' is listed twice")
-        specs[tensor.name] = _spec(tensor, model)
+        specs[tensor.name] = _spec(f"model {kind}", tensor, model)
     return tuple(specs.values())
 
 
-def _spec(tensor: Any, model: str) -> TensorSpec:
+def _spec(kind: str, tensor: Any, model: str) -> TensorSpec:
     if not tensor.name:
         raise ConfigError(f"config.pbtxt of '{model}': an input or output has no name")
     if tensor.data_type == pb.TYPE_INVALID:
-        raise ConfigError(f"config.pbtxt of '{model}': tensor '{tensor.name}' has no data_type, such as TYPE_FP32")
-    bad = next((dim for dim in tensor.dims if dim < -1), None)
-    if bad is not None:
-        raise ConfigError(f"config.pbtxt of '{model}': tensor '{tensor.name}' has dimension {bad}, expected -1 or more")
+        raise ConfigError(f"config.pbtxt of '{model}': {kind} '{tensor.name}' must specify 'data_type'")
+    if any(dim < -1 or dim == 0 for dim in tensor.dims):
+        raise ConfigError(
+            f"config.pbtxt of '{model}': {kind} '{tensor.name}' dimension must be integer >= 1, or -1 to indicate a "
+            f"variable-size dimension for {model}; its dims are {list(tensor.dims)}"
+        )
     datatype = pb.DataType.Name(tensor.data_type).removeprefix("TYPE_")
     return TensorSpec(tensor.name, "BYTES" if datatype == "STRING" else datatype, tuple(tensor.dims))
+
+
+def _reshapes(kind: str, tensors: Iterable[Any], message: Any, model: str) -> dict[str, Shape]:
+    reshapes = {}
+    for tensor in tensors:
+        if tensor.HasField("reshape"):
+            if problem := reshape_problem(tensor.dims, tensor.reshape.shape, batches=message.max_batch_size > 0):
+                raise ConfigError(f"config.pbtxt of '{model}': model {kind} '{tensor.name}' {problem} for {model}")
+            reshapes[tensor.name] = tuple(tensor.reshape.shape)
+    return reshapes
+
+
+def _image_formats(message: Any, model: str) -> dict[str, str]:
+    given = {tensor.name: tensor for tensor in message.input if tensor.format != pb.ModelInput.FORMAT_NONE}
+    for name, tensor in given.items():
+        if len(tensor.dims) != 3:
+            raise ConfigError(
+                f"config.pbtxt of '{model}': model input NHWC/NCHW require 3 dims; '{name}' has {list(tensor.dims)}"
+            )
+    return {name: pb.ModelInput.Format.Name(tensor.format) for name, tensor in given.items()}
 
 
 def _warmup(sample: Any, model: str) -> WarmupSample:
@@ -292,56 +312,15 @@ def _warmup(sample: Any, model: str) -> WarmupSample:
         file = given.input_data_file
         if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
             raise ConfigError(f"{where}: file '{file}' is outside the model's folder")
-        spec = _spec(SimpleNamespace(name=name, data_type=given.data_type, dims=given.dims), model)
+        spec = _spec(
+            "model_warmup input", SimpleNamespace(name=name, data_type=given.data_type, dims=given.dims), model
+        )
         inputs.append(WarmupInput(name, spec.datatype, spec.dims, file, kind == "random_data"))
     return WarmupSample(sample.name, tuple(inputs), max(1, sample.batch_size), max(1, sample.count))
 
 
 def _data_type(datatype: str) -> int:
     return int(pb.DataType.Value("TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"))
-
-
-def _dynamic_batching(message: Any, name: str) -> DynamicBatching | None:
-    if not message.HasField("dynamic_batching"):
-        return None
-    if message.max_batch_size == 0 and message.input:
-        raise ConfigError(f"config.pbtxt of '{name}': dynamic_batching needs max_batch_size of 1 or more")
-    batching = message.dynamic_batching
-    preferred = tuple(sorted(set(batching.preferred_batch_size)))
-    if preferred and (preferred[0] < 1 or preferred[-1] > (message.max_batch_size or preferred[-1])):
-        raise ConfigError(
-            f"config.pbtxt of '{name}': preferred_batch_size {list(preferred)} must lie between 1 and "
-            f"max_batch_size {message.max_batch_size}"
-        )
-    levels, default = batching.priority_levels, batching.default_priority_level
-    if levels and not 1 <= default <= levels:
-        raise ConfigError(
-            f"config.pbtxt of '{name}': default_priority_level is {default}, expected 1 to priority_levels {levels}"
-        )
-    for level in batching.priority_queue_policy:
-        if not 1 <= level <= levels:
-            raise ConfigError(
-                f"config.pbtxt of '{name}': priority_queue_policy has level {level}, expected 1 to priority_levels "
-                f"{levels}"
-            )
-    return DynamicBatching(
-        preferred_batch_sizes=preferred,
-        max_queue_delay_us=batching.max_queue_delay_microseconds,
-        queue_policy=_queue_policy(batching.default_queue_policy),
-        preserve_ordering=batching.preserve_ordering,
-        priority_levels=levels,
-        default_priority_level=default,
-        priority_policies={level: _queue_policy(p) for level, p in sorted(batching.priority_queue_policy.items())},
-    )
-
-
-def _queue_policy(policy: Any) -> QueuePolicy:
-    return QueuePolicy(
-        max_queue_size=policy.max_queue_size,
-        default_timeout_us=policy.default_timeout_microseconds,
-        timeout_action="DELAY" if policy.timeout_action == pb.ModelQueuePolicy.DELAY else "REJECT",
-        allow_timeout_override=policy.allow_timeout_override,
-    )
 
 
 def _version_policy(message: Any, name: str) -> VersionPolicy:

@@ -208,7 +208,7 @@ def test_what_the_config_says_otherwise_is_told_before_the_build(tmp_path: Path,
     )
     ended = efserve("check", "--engine", "tensorrt", "--json", "--model-repository", tmp_path, **gpu)
     (found,) = json.loads(ended.stdout)
-    assert "input 'input' has shape [-1, 5]" in found["error"]
+    assert "complete shape [-1,5]" in found["error"]
     assert "builds" not in ended.stderr
 
 

@@ -124,7 +124,10 @@ def can_use_gpus(name: str) -> bool:
 
 
 def load(name: str, source: Source) -> Engine:
-    """The model of `source` loaded by engine `name`; LoadFailed or ConfigError, or whatever the library raises."""
+    """The model of `source` loaded by engine `name`; LoadFailed or ConfigError, or whatever the library raises.
+
+    With the shapes of its file: `reshaped.load` is for configs that may say otherwise.
+    """
     module = import_engine(name)
     if source.config.optional_inputs and name != "python":
         raise ConfigError(

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from efserve.devices.cpu import usable_cores_here
-from efserve.engines.base import Source, load
+from efserve.engines.base import Source
+from efserve.engines.reshaped import load
 from efserve.errors import InferenceFailed, LoadFailed, NotFound
 from efserve.foreign import foreign
 from efserve.partition import Partition

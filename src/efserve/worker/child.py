@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from time import monotonic
 
-from efserve.engines import base
+from efserve.engines import base, reshaped
 from efserve.errors import EfserveError, LoadFailed
 from efserve.foreign import foreign
 from efserve.partitions import entry
@@ -88,7 +88,7 @@ def _load(
     with _reporting(spec):
         base.import_engine(spec.engine)
         imported_s = monotonic()
-        engine = base.load(spec.engine, source)
+        engine = reshaped.load(spec.engine, source)
     for kind, specs in (("inputs", engine.config.inputs), ("outputs", engine.config.outputs)):
         if not messages.layout_fits(specs):
             raise LoadFailed(f"the model has {len(specs)} {kind}, more than a batch message can describe")
