@@ -8,7 +8,7 @@ import numpy as np
 import uvloop
 
 from efserve.counters import BACKEND, CANCELED, OTHER, REJECTED
-from efserve.errors import WorkerDied
+from efserve.errors import Unavailable, WorkerDied
 from efserve.inference import InferRequest, Outcome
 from efserve.partition import Partition
 from efserve.repository import read_model
@@ -45,6 +45,21 @@ def test_an_instance_that_waits_to_restart_gives_up_with_the_version() -> None:
             assert not going_on
         assert not version.workers
         await version.stop(0)
+
+    uvloop.run(whole())
+
+
+def test_a_request_that_outlasts_the_drain_is_refused() -> None:
+    async def whole() -> None:
+        version = ServedVersion(read_model(ZOO / "hangs_in_infer").resolve(1), {}, ServeConfig())
+        await version.start()
+        asking = asyncio.create_task(ask(version))
+        await asyncio.sleep(0)  # it is sent at once
+        await version.retire(0.01)
+        refused = await asking
+        assert isinstance(refused, Unavailable)
+        assert str(refused) == "model 'hangs_in_infer' is being unloaded"
+        assert version.is_idle
 
     uvloop.run(whole())
 

@@ -160,7 +160,7 @@ class ServedVersion:
             self._idle.set()
 
     async def stop(self, drain_s: float) -> None:
-        """Ends all instances; what waits is refused, what runs gets `drain_s` seconds. May be repeated."""
+        """Ends all instances; what waits is refused, and so is what has not ended in `drain_s` s. May be repeated."""
         if self.state not in (VersionState.UNLOADING, VersionState.UNAVAILABLE):
             self._move(VersionState.UNLOADING)
         if self._router:
@@ -169,9 +169,8 @@ class ServedVersion:
             task.cancel()
         await asyncio.gather(*self._instance_tasks, return_exceptions=True)
         await asyncio.gather(*(worker.stop(drain_s) for worker in list(self.workers.values())))
-        if self._planned is not None:
-            for number in list(self.workers):
-                self._gone(number)
+        for number in list(self.workers):  # what they have not answered is refused
+            self._gone(number)
 
     def kill(self) -> None:
         """Ends all workers at once."""
