@@ -30,9 +30,9 @@ LINES = (
     "pbtxt config imaging packing intervals histogram devices graph_cost",
     "instance_groups batching_fields",
     "model_config partition shares reshapes",
-    "inference",
+    "inference noise",
     "tensors foreign files libcuda triton_messages programs",
-    "errors",
+    "errors reasons",
     "__init__",
 )
 HEIGHT = {part: len(LINES) - at for at, line in enumerate(LINES) for part in line.split()}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from efserve.client.v2 import ModelInfo
 from efserve.errors import UsageError
 from efserve.loadtest.datafile import from_file
-from efserve.loadtest.inputs import bfloat16, generated, parse_shapes, sample_dims
-from efserve.tensors import DATATYPES, NUMPY_DTYPES, Array, TensorSpec
+from efserve.loadtest.inputs import generated, parse_shapes, sample_dims
+from efserve.tensors import DATATYPES, NUMPY_DTYPES, Array, TensorSpec, bfloat16
 
 
 def model(*inputs: TensorSpec, max_batch_size: int = 8) -> ModelInfo:

@@ -24,8 +24,8 @@ from efserve.profiler.options import ProfileConfig
 from efserve.profiler.rows import row_of
 from efserve.profiler.sampling import Limits, Point
 from efserve.profiler.shares import Share
-from efserve.profiler.workers import one_line
 from efserve.profiles import ProfileRow
+from efserve.reasons import in_one_line
 from efserve.reports.profile_plot import plot_profile
 from efserve.reports.profile_table import best_lines, decimals, profile_table
 from efserve.tensors import DATATYPES, TensorSpec, decode_bytes, to_array
@@ -241,7 +241,7 @@ def test_row_of_a_point() -> None:
     ],
 )
 def test_a_reason_becomes_one_line(reason: str, line: str) -> None:
-    assert one_line(reason) == line
+    assert in_one_line(reason) == line
 
 
 def test_a_process_that_is_gone_is_no_crash() -> None:

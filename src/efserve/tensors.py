@@ -130,5 +130,15 @@ def to_wire(array: Array) -> bytes | memoryview:
     return contiguous.reshape(-1).view(np.uint8).data if contiguous.size else b""
 
 
+def bfloat16(values: Array) -> Array:
+    """Float values as BF16, carried in uint16: the upper halves of their float32 bits, cut off, not rounded."""
+    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(array: Array) -> Array:
+    """BF16, carried in uint16, as the float32 values that it stands for."""
+    return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
 def _element(value: object) -> bytes:
     return value if isinstance(value, bytes) else str(value).encode()

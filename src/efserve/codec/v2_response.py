@@ -11,7 +11,7 @@ from efserve.codec.regions import Window
 from efserve.codec.v2_infer import OutputPlan, Template
 from efserve.errors import InferenceFailed, InvalidRequest
 from efserve.inference import Buffer, Outputs, OutputTensor
-from efserve.tensors import Shape, decode_bytes, encode_bytes, to_array
+from efserve.tensors import Shape, decode_bytes, encode_bytes, from_bfloat16, to_array
 
 Values = npt.NDArray[Any]  # of any number datatype
 MAX_CLASSES = 1_000_000  # of one row, to choose the top ones from
@@ -97,9 +97,7 @@ def classify(plan: OutputPlan, output: OutputTensor, *, batches: bool) -> tuple[
 
 def _numbers(plan: OutputPlan, output: OutputTensor) -> Values:
     array: Values = to_array(output.data, plan.spec.datatype, output.shape)
-    if plan.spec.datatype == "BF16":  # the upper half of a float32
-        return (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return array
+    return from_bfloat16(array) if plan.spec.datatype == "BF16" else array
 
 
 def _order(row: Values) -> Values:

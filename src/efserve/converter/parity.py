@@ -10,6 +10,7 @@ import numpy as np
 
 from efserve.converter.job import FILENAMES
 from efserve.errors import ConversionFailed
+from efserve.noise import noise
 from efserve.precision import Difference, Format, Precision
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec
 
@@ -65,8 +66,7 @@ def _random(rng: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...]) 
     dtype = NUMPY_DTYPES[spec.datatype]
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
-    drawn = rng.integers(0, 2, shape)
-    return drawn.astype("S1").astype(np.object_) if spec.datatype == "BYTES" else drawn.astype(dtype)
+    return noise(rng, spec.datatype, shape)
 
 
 def check(file_format: Format, run: Run, cases: Sequence[Case], precision: Precision) -> tuple[Difference, ...]:

@@ -11,8 +11,8 @@ import numpy as np
 
 from efserve.client.v2 import ModelInfo
 from efserve.errors import UsageError
-from efserve.loadtest.inputs import Rows, batched, bfloat16
-from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec
+from efserve.loadtest.inputs import Rows, batched
+from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec, bfloat16
 
 
 def from_file(path: Path, model: ModelInfo, batch: int, shapes: Mapping[str, Shape]) -> list[tuple[Array, ...]]:

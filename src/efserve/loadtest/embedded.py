@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from efserve.errors import MeasurementFailed
+from efserve.reasons import without_output
 
 START_DEADLINE_S = 300.0
 DRAIN_S = 5.0  # for SIGTERM to work, before SIGKILL
@@ -136,8 +137,7 @@ def _read(ready: Path) -> _Ready | None:
 
 
 def _first_line(model: _Model) -> str:
-    first = model.reason.partition("\n")[0]
-    return first.removesuffix("; its last lines of output:") or model.state
+    return without_output(model.reason).partition("\n")[0] or model.state
 
 
 def _last_words(text: str, process: asyncio.subprocess.Process, printed: Path) -> str:

@@ -5,18 +5,20 @@ Values from files are `datafile.py` and `images.py`.
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from efserve.client.v2 import ModelInfo
 from efserve.errors import UsageError
+from efserve.noise import noise
 from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec
 
 RANDOM_REQUESTS = 8  # different requests, sent in turn, so that no cache answers for the model
 RANDOM_BYTES = 1 << 26  # fewer of them where they are large
 INTEGERS_BELOW = 100  # random integers are indices as often as not: small ones are legal in most vocabularies
 Rows = dict[str, list[Array]]  # input -> samples, without the batch dimension where the model batches
-LETTERS = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz0123456789", "S1")
+LETTERS = b"abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, Shape]:
@@ -72,8 +74,9 @@ def generated(
     )
     count = max(1, min(RANDOM_REQUESTS, RANDOM_BYTES // max(1, elements)))
     random = np.random.default_rng(seed)
+    drawn = partial(noise, random, integers_below=INTEGERS_BELOW, letters=LETTERS, string_length=string_length)
     return [
-        tuple(_random(random, spec, shape, string_length) for spec, shape in zip(model.inputs, shapes, strict=True))
+        tuple(drawn(spec.datatype, shape) for spec, shape in zip(model.inputs, shapes, strict=True))
         for _ in range(count)
     ]
 
@@ -82,27 +85,6 @@ def _zeros(spec: TensorSpec, shape: Shape) -> Array:
     if spec.datatype == "BYTES":
         return np.full(shape, b"", np.object_)
     return np.zeros(shape, NUMPY_DTYPES[spec.datatype])
-
-
-def _random(random: np.random.Generator, spec: TensorSpec, shape: Shape, string_length: int) -> Array:
-    dtype = NUMPY_DTYPES[spec.datatype]
-    if spec.datatype == "BYTES":
-        letters = random.choice(LETTERS, (math.prod(shape), string_length))
-        strings = np.empty(math.prod(shape), np.object_)
-        strings[:] = [row.tobytes() for row in letters]
-        return strings.reshape(shape)
-    if spec.datatype == "BOOL":
-        return random.integers(0, 2, shape).astype(dtype)
-    if spec.datatype == "BF16":
-        return bfloat16(random.random(shape, np.float32))
-    if dtype.kind == "f":
-        return random.random(shape).astype(dtype)
-    return random.integers(0, INTEGERS_BELOW, shape).astype(dtype)
-
-
-def bfloat16(values: Array) -> Array:
-    """Float values as BF16 carried in uint16: the upper halves of their float32 bits, cut off, not rounded."""
-    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
 
 
 def batched(rows: Rows, model: ModelInfo, batch: int) -> list[tuple[Array, ...]]:

@@ -18,8 +18,9 @@ from efserve.profiler.rows import facts_of, row_of
 from efserve.profiler.sampling import Feeder, Limits
 from efserve.profiler.shares import Device, Share
 from efserve.profiler.targets import Found, Target, batch_sizes, find_targets
-from efserve.profiler.workers import one_line, parent_on, started, worker_spec
+from efserve.profiler.workers import parent_on, started, worker_spec
 from efserve.profiles import ProfileFacts, ProfileFile, ProfileRow, parse_rows
+from efserve.reasons import in_one_line
 from efserve.records import Machine, machine_facts
 from efserve.worker.handle import Worker, WorkerFacts
 
@@ -114,7 +115,7 @@ class _Run:
                 for share in self._shares:
                     await self._measure_share(profile, share, stack)
             except EfserveError as error:
-                self._fail(f"{name}: {one_line(str(error))}")
+                self._fail(f"{name}: {in_one_line(str(error))}")
             self._planned_rows[name] = self._done_rows - done_before
             return profile.result()
 
@@ -157,7 +158,7 @@ class _Run:
                 self._done_rows += 1
                 self._tell(f"{what}, batch {batch}")
         except (InferenceFailed, MeasurementFailed) as error:
-            self._fail(f"{what}, batch {batch}: {one_line(str(error))}")
+            self._fail(f"{what}, batch {batch}: {in_one_line(str(error))}")
 
     async def _first_ms(self, worker: Worker, facts: WorkerFacts, feeder: Feeder) -> float:
         """How long the very first batch takes, of one row: what a client meets that comes right after READY."""

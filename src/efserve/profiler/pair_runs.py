@@ -25,7 +25,8 @@ from efserve.profiler.rows import inputs_text, now_text
 from efserve.profiler.sampling import Batch, CpuTimes, Feeder
 from efserve.profiler.shares import Device, Share
 from efserve.profiler.targets import Target, find_targets, sha256_of
-from efserve.profiler.workers import one_line, parent_on, started, worker_spec
+from efserve.profiler.workers import parent_on, started, worker_spec
+from efserve.reasons import in_one_line
 from efserve.records import Machine, machine_facts
 from efserve.worker.handle import Worker, WorkerFacts
 
@@ -202,7 +203,7 @@ class _Run:
                 try:
                     await self._measure_point(one, other)
                 except (InferenceFailed, MeasurementFailed) as error:
-                    self._fail(f"{what}, batches {one.batch} and {other.batch}: {one_line(str(error))}")
+                    self._fail(f"{what}, batches {one.batch} and {other.batch}: {in_one_line(str(error))}")
                     return
                 self._done += 1
                 self._tell(doing)
@@ -214,7 +215,7 @@ class _Run:
             inputs = inputs_text(facts, self._config)
         except EfserveError as error:
             self._broken.add(_name(target))
-            self._fail(f"{target.name}: {one_line(str(error))}")
+            self._fail(f"{target.name}: {in_one_line(str(error))}")
             return None
         return _Side(target, share, worker, facts, feeder, inputs, self._device.gauge(share))
 

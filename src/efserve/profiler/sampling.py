@@ -5,7 +5,6 @@ throughput and utilisation with one running and one waiting, so that the worker 
 """
 
 import asyncio
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -20,9 +19,10 @@ import psutil
 from efserve.errors import EfserveError, MeasurementFailed, UsageError
 from efserve.inference import BatchTiming, InferRequest, Outcome
 from efserve.model_config import ModelConfig
+from efserve.noise import noise
 from efserve.profiler.gauges import Gauge, Look
 from efserve.profiles import STEADY_CI_PCT
-from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec, to_wire
+from efserve.tensors import Shape, TensorSpec, to_wire
 from efserve.worker.handle import Worker
 
 BATCH_DEADLINE_S = 300.0  # a batch that takes longer is taken for one that never ends
@@ -288,16 +288,6 @@ def random_request(config: ModelConfig, batch: int, shape: dict[str, Shape]) -> 
     rows = (batch,) if config.batches else ()
     shapes = tuple((*rows, *dims[spec.name]) for spec in config.inputs)
     tensors = tuple(
-        to_wire(random_array(spec.datatype, whole, rng)) for spec, whole in zip(config.inputs, shapes, strict=True)
+        to_wire(noise(rng, spec.datatype, whole)) for spec, whole in zip(config.inputs, shapes, strict=True)
     )
     return InferRequest(tensors, shapes, batch, shapes, done=lambda outcome: None)
-
-
-def random_array(datatype: str, shape: Shape, rng: np.random.Generator) -> Array:
-    """Array [shape] of values that any model takes: floats in 0..1, whole numbers 0 and 1, strings "0" and "1"."""
-    if datatype == "BYTES":
-        return np.array([b"0", b"1"], np.object_)[rng.integers(0, 2, math.prod(shape))].reshape(shape)
-    if datatype == "BF16":  # carried as the upper half of an FP32
-        return (rng.random(shape, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    dtype = NUMPY_DTYPES[datatype]
-    return (rng.random(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)

@@ -49,12 +49,3 @@ def parent_on(cores: tuple[int, ...]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def one_line(reason: str) -> str:
-    """The first line of a reason, and the last of a traceback below it unless that says the same."""
-    first, *rest = [line.strip() for line in reason.splitlines() if line.strip()] or [""]
-    head, _, _ = first.partition("; its last lines of output")
-    if not rest or rest[-1].endswith(head):
-        return head
-    return f"{head}: {rest[-1]}"

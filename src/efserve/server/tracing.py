@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from efserve.errors import InvalidRequest, Unsupported, UsageError
 from efserve.inference import BatchTiming, InferRequest, Outcome, Wire
 from efserve.model_config import ModelConfig
-from efserve.tensors import ABSENT_DIM, Shape, TensorSpec, to_array
+from efserve.tensors import ABSENT_DIM, Shape, TensorSpec, from_bfloat16, to_array
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +173,7 @@ def _tensors(config: ModelConfig, request: InferRequest, outcome: Outcome) -> li
 def _tensor(activity: str, spec: TensorSpec, shape: Shape, data: Wire) -> dict[str, str]:
     array = to_array(bytes(data), spec.datatype, shape)
     if spec.datatype == "BF16":
-        array = (array.astype(np.uint32) << 16).view(np.float32)
+        array = from_bfloat16(array)
     texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in array.ravel()]
     return {
         "activity": activity,

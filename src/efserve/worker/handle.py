@@ -18,6 +18,7 @@ from time import monotonic
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.inference import BatchTiming, InferRequest, Outcome
 from efserve.partitions import entry
+from efserve.reasons import with_output
 from efserve.transport import messages
 from efserve.transport.arena import Area
 from efserve.transport.channel import Channel
@@ -291,16 +292,13 @@ class Worker:
             self._failure = self._why_not_started(was)
             self._settled.set()
         elif was is WorkerState.READY:
-            self._on_death(self, self._with_tail(self._cause + self.ending))
+            self._on_death(self, with_output(self._cause + self.ending, self.stderr_tail))
 
     def _why_not_started(self, was: WorkerState) -> str:
         if was is WorkerState.STOPPING:
             return "it was stopped while it was starting"
-        return self._with_tail(self._failure or f"its worker {self._cause}{self.ending} while it was starting")
-
-    def _with_tail(self, reason: str) -> str:
-        tail = self.stderr_tail
-        return f"{reason}; its last lines of output:\n{tail}" if tail else reason
+        reason = self._failure or f"its worker {self._cause}{self.ending} while it was starting"
+        return with_output(reason, self.stderr_tail)
 
     def _let_go(self) -> None:
         if self._owned:

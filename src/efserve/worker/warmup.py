@@ -6,7 +6,8 @@ import numpy as np
 
 from efserve.errors import ConfigError
 from efserve.model_config import ModelConfig, WarmupInput, WarmupSample
-from efserve.tensors import NUMPY_DTYPES, Shape, byte_size, bytes_element_ends
+from efserve.noise import noise
+from efserve.tensors import Shape, byte_size, bytes_element_ends
 
 
 def sample_tensors(config: ModelConfig, sample: WarmupSample, folder: Path) -> list[tuple[Shape, bytes]]:
@@ -44,13 +45,7 @@ def _row(given: WarmupInput, folder: Path, where: str) -> bytes:
     size_bytes = byte_size(given.datatype, given.dims)
     if not given.is_random:
         return bytes(size_bytes)
-    random = np.random.default_rng(0)
-    dtype = NUMPY_DTYPES[given.datatype]
-    if dtype.kind == "f":
-        return random.random(count).astype(dtype).tobytes()
-    if given.datatype == "BF16":
-        return (random.random(count).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    return random.integers(0, 2, count).astype(dtype).tobytes()  # valid for BOOL, and as an index of most tables
+    return noise(np.random.default_rng(0), given.datatype, (count,)).tobytes()
 
 
 def _from_file(given: WarmupInput, path: Path, count: int, where: str) -> bytes:
