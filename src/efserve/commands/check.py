@@ -45,7 +45,8 @@ def command(as_json: bool, **options: Any) -> None:
 
 def _show(result: "Checked", console: "Console") -> None:
     from rich.markup import escape
-    from rich.table import Table
+
+    from efserve.reports.tables import PlainTable
 
     title = f"[bold]{escape(result.model)}[/]" + (f" version {escape(result.version)}" if result.version else "")
     if result.error:
@@ -56,7 +57,7 @@ def _show(result: "Checked", console: "Console") -> None:
         f"{title}: [green]ok[/], loads in {result.load_s:.2f} s, warms up in {result.warmup_s:.2f} s, "
         f"{memory_mb:.0f} MB per instance"
     )
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = PlainTable()
     for column in ("field", "value", "from", "meaning"):
         table.add_column(column, overflow="fold")
     for field in result.fields:

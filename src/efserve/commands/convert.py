@@ -149,10 +149,10 @@ class _Steps:
 
 
 def _show(result: ConvertResult, console: "Console") -> None:
-    from rich.table import Table
+    from efserve.reports.tables import PlainTable
 
     console.print(f"{result.name}, {result.precision}: largest difference from the source", markup=False)
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = PlainTable()
     table.add_column("File")
     for column in ("Batch", "Absolute", "Relative"):
         table.add_column(column, justify="right")
@@ -169,11 +169,11 @@ def _show(result: ConvertResult, console: "Console") -> None:
 
 
 def _show_losses(result: ConvertResult, console: "Console") -> None:
-    from rich.table import Table
+    from efserve.reports.tables import PlainTable
 
     first = result.losses[0]
     console.print(f"Loss over {first.over}, whose scores reach {first.scale:.3g}", markup=False)
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = PlainTable()
     table.add_column("File")
     table.add_column("Engine")
     for column in ("Mean", "Largest", "Same top-1"):

@@ -123,9 +123,10 @@ def _process_table(gpu: "Gpu") -> "Table":
 
 def _columns(names: "Sequence[str]", rows: "Sequence[tuple[str, ...]]") -> "Table":
     from rich.markup import escape
-    from rich.table import Table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    from efserve.reports.tables import PlainTable
+
+    table = PlainTable()
     for name in names:
         table.add_column(name, overflow="fold")
     for row in rows:

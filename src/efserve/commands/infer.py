@@ -61,11 +61,12 @@ def command(as_json: bool, **options: Any) -> None:
 
 
 def _show_classes(predictions: list[Prediction], console: "Console") -> None:
-    from rich.table import Table
     from rich.text import Text
 
+    from efserve.reports.tables import PlainTable
+
     labelled = any(found.label for prediction in predictions for found in prediction.classes)
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = PlainTable()
     table.add_column("File", overflow="fold")
     table.add_column("Class", justify="right")
     if labelled:
@@ -80,10 +81,11 @@ def _show_classes(predictions: list[Prediction], console: "Console") -> None:
 
 
 def _show_outputs(predictions: list[Prediction], console: "Console") -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    from efserve.reports.tables import PlainTable
+
+    table = PlainTable()
     for column in ("File", "Output", "Datatype", "Shape", "First values"):
         table.add_column(column, overflow="fold")
     for prediction in predictions:

@@ -115,12 +115,12 @@ def _run(work: Coroutine[Any, Any, Value]) -> Value:
 
 def _show_index(lines: "list[IndexLine]") -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     from efserve.console import out
     from efserve.reports.placement_table import placements_table
+    from efserve.reports.tables import PlainTable
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = PlainTable()
     for column in ("model", "version", "state", "reason"):
         table.add_column(column, overflow="fold")
     for line in lines:

@@ -201,13 +201,14 @@ def command(verbose: bool, **options: Any) -> None:
 def _print_status(status: "ServerStatus") -> None:
     """Models with their state, the reasons of those that failed, and where to send requests; on stderr."""
     from rich.markup import escape
-    from rich.table import Table
 
     from efserve.console import err
+    from efserve.reasons import without_output
     from efserve.reports.placement_table import is_worth_showing, placements_table
+    from efserve.reports.tables import PlainTable
 
     console = err()
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = PlainTable()
     for column in ("model", "version", "engine"):
         table.add_column(column, overflow="fold")
     for column in ("instances", "threads", "batch"):
@@ -227,7 +228,7 @@ def _print_status(status: "ServerStatus") -> None:
         console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     for model in status.models:
         if model.reason:
-            reason = model.reason.partition("; its last lines of output:")[0]  # which the log has shown
+            reason = without_output(model.reason)  # which the log has shown
             console.print(f"[red]{escape(model.name)}[/]: {escape(reason)}", soft_wrap=True)
     grpc = f"\ngRPC     {status.grpc}" if status.grpc else ""
     console.print(f"\nHTTP     {status.http}/v2{grpc}\nmetrics  {status.metrics}/metrics\nCtrl-C stops.")

@@ -188,10 +188,10 @@ def _plot(limits: Sequence["Limit"], path: Path) -> None:
 
 def _table(title: str, columns: Sequence[str]) -> "Table":
     """A plain table whose words are on the left and whose numbers are on the right."""
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(title=Text(title, style="bold"), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    from efserve.reports.tables import PlainTable
+
+    table = PlainTable(title)
     for column in columns:
         is_word = column in ("model", "models", "device", "plan", "policy")
         table.add_column(column, justify="left" if is_word else "right", overflow="fold" if is_word else "ellipsis")

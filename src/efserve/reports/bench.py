@@ -21,6 +21,7 @@ from efserve.reports.levels import (
     short_name,
     spread,
 )
+from efserve.reports.tables import PlainTable
 from efserve.stats import WindowFigures, chosen_latency_us
 
 _CLOSING_NAMES = {"concurrency": "Concurrency", "rate": "Request Rate", "clients": "Clients"}
@@ -188,9 +189,7 @@ def _server_table(levels: Sequence[LevelResult]) -> Iterable[Table]:
 
 def _table(title: str, headings: Sequence[str], left: int = -1) -> Table:
     """A table without lines; all columns but number `left` are flush right."""
-    table = Table(
-        title=title, title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    table = PlainTable(title, tight=True)
     for at, name in enumerate(headings):
         table.add_column(name, justify="left" if at == left else "right", no_wrap=True)
     return table

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from statistics import median
 
 from rich.console import RenderableType
-from rich.table import Table
 
 from efserve.cold_starts import PHASES, ColdResult, ColdStart
+from efserve.reports.tables import PlainTable
 
 
 def start_line(number: int, start: ColdStart) -> str:
@@ -17,7 +17,7 @@ def start_line(number: int, start: ColdStart) -> str:
 
 def cold_table(result: ColdResult) -> RenderableType:
     """Median and range of each phase over the starts, beside the first one."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = PlainTable()
     table.add_column("", overflow="fold")
     for column in ("median", "least", "most", "%", "first"):
         table.add_column(column, justify="right")

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from efserve.comparison import Comparison, Contender, Turn, ratio
+from efserve.reports.tables import PlainTable
 
 _TITLES = {
     "inferences_per_s": "Throughput in infer/s",
@@ -58,7 +59,7 @@ def tables(comparison: Comparison) -> RenderableType:
 
 
 def _table(comparison: Comparison, figure: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table = PlainTable(tight=True)
     table.add_column(_TITLES[figure], no_wrap=True, min_width=24)
     for heading, width in (("median", 10), ("ratio", 6), ("95 % interval", 14), ("", 8)):
         table.add_column(heading, justify="right", no_wrap=True, min_width=width)
@@ -76,7 +77,7 @@ def _table(comparison: Comparison, figure: str) -> Table:
 
 
 def _merged(comparison: Comparison) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table = PlainTable(tight=True)
     table.add_column("All rounds together, in ms", no_wrap=True, min_width=26)
     for percentile in _PERCENTILES:
         table.add_column(f"p{percentile:g}", justify="right", no_wrap=True)

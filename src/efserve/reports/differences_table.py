@@ -9,6 +9,7 @@ from rich.text import Text
 from efserve.reports.differences import CHANCE, DRIFT, LevelDifferences, RunDifferences, change, interval_text
 from efserve.reports.levels import plain
 from efserve.reports.scale import amount
+from efserve.reports.tables import PlainTable
 
 STYLES = {"better": "green", "worse": "red", "noise": "dim", "unclear": "dim"}
 
@@ -41,7 +42,7 @@ def _which(level: LevelDifferences, first: str, second: str) -> str:
 
 
 def _table(found: RunDifferences) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table = PlainTable(tight=True)
     table.add_column("level", no_wrap=True, max_width=18)
     table.add_column("figure", no_wrap=True)
     for name in ("first", "second", "change", "95 % interval"):

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from efserve.pairs import MeasuredPair, Pairs
 from efserve.profiles import QUIET_OTHERS_PCT
+from efserve.reports.tables import PlainTable
 
 WIDTH = 80  # of the whole table
 
@@ -62,7 +63,7 @@ def pairs_table(pairs: Pairs, width: int = WIDTH) -> Table:
     Where `width` is less, the quartiles and batches of the worst are left out.
     """
     title = Text(pairs_title(pairs), style="bold")
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = PlainTable(title)
     for column in ("model", "beside"):
         table.add_column(column, overflow="fold")
         table.add_column("share", justify="right", no_wrap=True)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from efserve.devices.cgroup import core_ranges
 from efserve.frontend.service import Placement
+from efserve.reports.tables import PlainTable
 
 
 def is_worth_showing(placements: Sequence[Placement]) -> bool:
@@ -16,7 +17,7 @@ def is_worth_showing(placements: Sequence[Placement]) -> bool:
 
 def placements_table(placements: Sequence[Placement]) -> Table:
     """A row per worker process."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = PlainTable()
     for column in ("model", "pid", "device", "asked", "obtained", "memory"):
         table.add_column(column, overflow="fold")
     for place in placements:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from efserve.planning.plan import Placement, Plan
+from efserve.reports.tables import PlainTable
 
 BAR_CELLS = 60
 COLOURS = ("blue", "green", "magenta", "yellow", "cyan", "red", "bright_blue", "bright_green", "bright_magenta")
@@ -132,7 +133,7 @@ def plain(value: float) -> str:
 
 
 def _table(title: str) -> Table:
-    return Table(title=Text(title, style="bold"), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    return PlainTable(title)
 
 
 def ordered(plan: Plan) -> Sequence[Placement]:

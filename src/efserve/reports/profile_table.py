@@ -16,6 +16,7 @@ from efserve.profiles import (
     best_by_throughput,
     best_under_slo,
 )
+from efserve.reports.tables import PlainTable
 
 WIDTH = 80
 WIDE = ("mean ms", "p90 ms", "MB")  # left out on a narrower terminal
@@ -24,7 +25,7 @@ WIDE = ("mean ms", "p90 ms", "MB")  # left out on a narrower terminal
 def profile_table(facts: ProfileFacts, rows: Sequence[ProfileRow], slo_ms: float | None, width: int = WIDTH) -> Table:
     """One line per (share, batch), the best ones marked; at most 80 columns wide, fewer where `width` is less."""
     title = Text(profile_title(facts), style="bold")
-    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = PlainTable(title)
     names = [name for name in _cells(rows[0]) if width >= WIDTH or name not in WIDE]
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from rich.table import Table
-from rich.text import Text
 
+from efserve.reports.tables import PlainTable
 from efserve.roofline import Ceiling, Ceilings, ModelRoofline
 
 DISTURBED_PCT = 90.0  # of the time of its cores, below which a measurement was disturbed
@@ -120,4 +120,4 @@ def _short(value: float) -> str:
 
 
 def _table(title: str) -> Table:
-    return Table(title=Text(title, style="bold"), title_justify="left", box=None, header_style="bold", pad_edge=False)
+    return PlainTable(title)
