@@ -235,7 +235,9 @@ def test_urls(url: str, parts: tuple[str, int, str]) -> None:
     assert (endpoint.host, endpoint.port, endpoint.prefix) == parts
 
 
-@pytest.mark.parametrize("url", ["http://", "http://x:y", "ftp://x", "http://x:99999", "http://u:p@x", "http://x/?q"])
+@pytest.mark.parametrize(
+    "url", ["http://", "http://x:y", "ftp://x", "http://x:99999", "http://u:p@x", "http://x/?q", "http://x/é", "x y"]
+)
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(UsageError, match="expected http"):
         Endpoint(url)

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,57 @@ class Failing(LazyGroup):
 def test_what_a_command_cannot_mend_is_a_sentence(failure: BaseException, code: int, says: str) -> None:
     result = CliRunner().invoke(Failing(failure), ["doctor"])
     assert (result.exit_code, result.output) == (code, says)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["doctor", "--json"], ["devices"]])
+def test_output_that_cannot_be_written_is_a_sentence(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "efserve", *arguments], stdout=full, stderr=subprocess.PIPE, check=False, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (1, b"Error: cannot write the output: No space left on device\n")
+
+
+def test_what_a_terminal_cannot_show_is_spelled_out() -> None:
+    script = "import sys; from efserve.cli import main\ntry: main(['--version'])\nfinally: print('\\xb1 \\udcff')"
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.stdout.splitlines()[-1] == rb"\xb1 \udcff"
+
+
+def test_a_name_that_cannot_be_sent_is_a_sentence() -> None:
+    result = CliRunner().invoke(main, ["models", "--url", "http://127.0.0.1:9/\u65e5"])
+    assert result.exit_code in (1, 2)
+    assert "Traceback" not in result.output
+    assert result.stderr.startswith("Error: ")
+
+
+@pytest.mark.parametrize(
+    "options", [["bench", "--csv", "/proc/1/a/b.csv"], ["compare", "a=", "b=", "--json", "/proc/1/b.json"]]
+)
+def test_a_place_for_reports_that_is_none_is_told_before_measuring(options: list[str]) -> None:
+    result = CliRunner().invoke(main, options)  # in /proc nobody may write, not even root
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: cannot write /proc/1/")
+    assert result.stdout == ""
+
+
+def test_closed_standard_streams_are_not_given_to_what_is_opened_first() -> None:
+    script = (
+        "import os, sys; from efserve.cli import main\n"
+        "for number in range(3): os.close(number)\n"
+        "try: main(['--version'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "assert [os.readlink(f'/proc/self/fd/{number}') for number in range(3)] == ['/dev/null'] * 3\n"
+        "assert all(os.get_inheritable(number) for number in range(3))\n"
+        "assert [sys.stdin.fileno(), sys.stdout.fileno(), sys.stderr.fileno()] == [0, 1, 2]"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
 
 
 def test_a_fault_of_our_own_keeps_its_traceback() -> None:

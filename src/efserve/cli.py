@@ -2,7 +2,10 @@
 
 import errno
 import importlib
+import io
+import os
 import sys
+from typing import Any
 
 import click
 
@@ -27,7 +30,8 @@ COMMANDS = {
     "mps": "Start, look at or stop NVIDIA MPS, by which processes share a GPU.",
 }
 
-_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC}  # of the file system: the user's to mend
+# Of the file system: the user's to mend.
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class LazyGroup(click.Group):
@@ -59,11 +63,41 @@ class LazyGroup(click.Group):
         except BrokenPipeError:  # the reader of our output has gone: nothing is left to say, nor anybody to say it to
             sys.stderr.close()
             ctx.exit(1)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        _open_standard_streams()
+        try:
+            return super().main(*args, **extra)
         except OSError as error:
-            if error.errno not in _REFUSALS or error.filename is None:
+            if error.errno not in _REFUSALS:
                 raise
-            click.echo(f"Error: cannot use {error.filename}: {error.strerror}", err=True)
-            ctx.exit(1)
+            if error.filename is None:  # of a write; what is left of the output cannot go there either
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                click.echo(f"Error: cannot write the output: {error.strerror}", err=True)
+            else:
+                click.echo(f"Error: cannot use {error.filename}: {error.strerror}", err=True)
+            sys.exit(1)
+        except UnicodeEncodeError as error:  # of a name that is to go to a server or into JSON
+            click.echo(
+                f"Error: {error.object[:80]!r} cannot be written in {error.encoding}: choose another name", err=True
+            )
+            sys.exit(1)
+
+
+def _open_standard_streams() -> None:
+    """Has standard streams take everything that is printed, and puts /dev/null in the place of closed ones.
+
+    Else whatever is opened first takes their numbers; libuv, for one, ends a process that has it close one of these.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free number, which is this
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # a name, or a sign of ours, that the encoding lacks
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -343,6 +343,35 @@ def test_wrong_paths_and_names_are_one_sentence(options: tuple[str, ...], says: 
     assert "Traceback" not in ended.stderr
 
 
+def test_a_check_that_is_interrupted_ends_like_every_command(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    os.mkfifo(started)
+    make_model(tmp_path, "waits", "pass")
+    (tmp_path / "waits" / "1" / "model.py").write_text(
+        "import signal\n"
+        "class Model:\n"
+        "    def __init__(self, config, folder):\n"
+        f"        open({str(started)!r}, 'w').close()\n"
+        "        signal.pause()\n"
+    )
+    command = [sys.executable, "-m", "efserve", "check", "--model-repository", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        started.open().close()
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed, said) == (130, b"", b"Interrupted.\n")
+
+
+def test_a_stdin_that_cannot_tell_of_the_parent_is_refused() -> None:
+    command = [sys.executable, "-m", "efserve", "serve", "--model-repository", str(SHIPPED), "--exit-with-parent"]
+    ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    ended = subprocess.run(
+        [*command, *ports], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == "Error: --exit-with-parent needs a pipe as stdin, which ends with the parent\n"
+
+
 def test_torchscript_serves_the_same_answers(digits: RunningServer) -> None:
     pytest.importorskip("torch")
     with serve("--model", "digits", "--engine", "torchscript", repository=SHIPPED) as server:

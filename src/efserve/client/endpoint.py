@@ -66,6 +66,8 @@ def is_grpc(url: str) -> bool:
 def _parsed(url: str, schemes: dict[str, int]) -> tuple[SplitResult, int]:
     """The parts of a URL, and its port or that of its scheme."""
     expected = " or ".join(f"{scheme}://HOST:PORT" for scheme in schemes)
+    if not all("!" <= letter <= "~" for letter in url):
+        raise UsageError(f"URL '{url}': expected {expected} in ASCII; percent-encode spaces and other letters")
     try:
         parts = urlsplit(url)
         port = parts.port

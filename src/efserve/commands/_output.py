@@ -1,5 +1,6 @@
 """What commands print for machines, and where they write it unless told otherwise."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,16 @@ def report_path(name: str, started_at: str) -> str:
     safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
     stamp = started_at[:19].replace("-", "").replace(":", "").replace("T", "-")
     return f"reports/{safe}-{stamp}.json"
+
+
+def check_writable(place: str) -> None:
+    """Raise UsageError, before anything is measured, where a report cannot go; "-" is stdout."""
+    from efserve.errors import UsageError
+
+    path = Path(place).absolute()
+    above = path if path.exists() else next(folder for folder in path.parents if folder.exists())
+    if place != "-" and not os.access(above, os.W_OK):
+        raise UsageError(f"cannot write {place}: {above} is not writable; name another file with --json or --csv")
 
 
 def write_report(content: bytes, place: str, console: "Console", word: str = "Report") -> None:

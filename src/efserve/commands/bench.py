@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from efserve.commands import _options as shared
-from efserve.commands._output import report_path, write_report
+from efserve.commands._output import check_writable, report_path, write_report
 from efserve.errors import INTERRUPTED, MeasurementFailed, UsageError
 from efserve.interrupts import run
 
@@ -163,6 +163,8 @@ def command(ctx: click.Context, /, json_file: str, csv_file: str, plot: bool, **
     if config.cold:
         _run_cold(ctx, config, json_file, has_more=bool(csv_file or plot))
         return
+    for place in (json_file or report_path("", ""), csv_file):
+        check_writable(place or "-")
     result = _run(ctx, config, machine_output="-" in (json_file, csv_file), plot=plot)
     _report(result, config, json_file, csv_file)
     if result.interrupted:

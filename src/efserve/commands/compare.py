@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from efserve.commands import _options as shared
-from efserve.commands._output import report_path, write_report
+from efserve.commands._output import check_writable, report_path, write_report
 from efserve.errors import INTERRUPTED
 from efserve.interrupts import run
 
@@ -49,6 +49,7 @@ def command(ctx: click.Context, /, json_file: str, **options: Any) -> None:
 
     config = CompareConfig(**options)
     config.contenders()
+    check_writable(json_file or report_path("", ""))
     console = err() if json_file == "-" else out()
     result = run(lambda stop: run_comparison(config, TurnLines(console), stop), "This round is given up")
     if result is None:

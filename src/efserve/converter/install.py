@@ -23,6 +23,9 @@ _REPLACED = "replaced"
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # of a write, which does not say to which file
+
+
 @contextmanager
 def staging(model_folder: Path) -> Iterator[Path]:
     """An empty folder beside the model's, ours alone and gone at the end; what a killed run left in it is removed.
@@ -44,6 +47,10 @@ def staging(model_folder: Path) -> Iterator[Path]:
         for left in stage.iterdir():
             _remove(left)
         yield stage
+    except OSError as exc:
+        if exc.errno not in _FULL:
+            raise
+        raise UsageError(f"model repository {repository} cannot be written: {exc.strerror}") from exc
     finally:
         with signals_wait():
             shutil.rmtree(stage, ignore_errors=True)

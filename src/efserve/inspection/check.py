@@ -1,13 +1,12 @@
 """Validates a model repository without serving it: each version is loaded once, in a worker as a server has it."""
 
-import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from efserve.asks import Wishes, asks_of
 from efserve.engines.base import can_use_gpus
-from efserve.errors import EfserveError, LoadFailed
+from efserve.errors import EfserveError
 from efserve.inspection.explain import Field, Place, fields, surprises
 from efserve.model_config import DEFAULT_MAX_BATCH
 from efserve.placing import place
@@ -93,8 +92,6 @@ async def _load(spec: WorkerSpec, folder: ModelFolder, place: Place, deadline_s:
     try:
         facts = await worker.start(deadline_s)
         rss_bytes = worker.rss_bytes()
-    except asyncio.CancelledError as exc:
-        raise LoadFailed("the check was interrupted") from exc
     finally:
         await worker.stop(_STOP_S)
     served = replace(facts.config, engine=spec.engine)

@@ -279,7 +279,10 @@ class _StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._event.set)
         if watch_stdin:
-            loop.add_reader(sys.stdin.fileno(), self._on_stdin)
+            try:
+                loop.add_reader(sys.stdin.fileno(), self._on_stdin)
+            except PermissionError as exc:  # epoll's word for what is always ready
+                raise UsageError("--exit-with-parent needs a pipe as stdin, which ends with the parent") from exc
         try:
             yield
         finally:
