@@ -333,6 +333,7 @@ def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
     [
         (("--model-repository", "nowhere"), "model repository nowhere is not a folder"),
         (("--model-repository", str(SHIPPED), "--model", "nope"), "model 'nope' is not in"),
+        (("--model-repository", str(SHIPPED), "--host", "no host"), "an address of this machine with --host"),
     ],
 )
 def test_wrong_paths_and_names_are_one_sentence(options: tuple[str, ...], says: str) -> None:

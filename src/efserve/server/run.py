@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -178,6 +179,10 @@ async def _listen_grpc(grpc: Port | None, config: ServeConfig) -> int:
 async def _listen(start: Callable[[str, int], Awaitable[int]], host: str, port: int, option: str) -> int:
     try:
         return await start(host, port)
+    except socket.gaierror as exc:
+        raise UsageError(
+            f"cannot listen on {host}: {exc.strerror}; name an address of this machine with --host"
+        ) from exc
     except OSError as exc:
         raise UsageError(
             f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another port with {option} (0: any free)"
