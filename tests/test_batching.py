@@ -196,6 +196,38 @@ def test_rows_are_those_of_what_waits(steps: list[tuple[str, int]]) -> None:
         assert (len(queue), queue.rows) == (len(waiting), sum(rows_of(waiting)))
 
 
+@given(
+    st.lists(st.tuples(st.sampled_from(("add", "add", "take", "back", "expire")), st.integers(0, 6)), max_size=40),
+    st.integers(0, 5),
+    st.booleans(),
+)
+def test_exactly_those_whose_deadline_has_passed_expire(
+    steps: list[tuple[str, int]], default_us: int, allowed: bool
+) -> None:
+    policy = QueuePolicy(default_timeout_us=default_us, allow_timeout_override=allowed)
+    queue = BatchQueue(4, DynamicBatching(queue_policy=policy))
+    waiting: list[InferRequest] = []
+    for now_us, (step, number) in enumerate(steps):
+        now_ns = now_us * 1000
+        if step == "add":
+            waiting.append(request(at_ns=now_ns, timeout_us=number))
+            filled(queue, waiting[-1:])
+        elif step == "back":
+            waiting.insert(0, request(at_ns=now_ns))
+            queue.put_back(waiting[:1])
+        else:
+            expired = [each for each in waiting if each.deadline_ns is not None and each.deadline_ns <= now_ns]
+            assert queue.expire(now_ns) == expired
+            waiting = [each for each in waiting if each not in expired]
+            deadlines = [each.deadline_ns for each in waiting if each.deadline_ns is not None]
+            if expired:
+                assert queue.due_ns(now_ns) == min(deadlines, default=None)
+            if step == "take":
+                batch = queue.take(now_ns)
+                assert batch == waiting[: len(batch)]
+                waiting = waiting[len(batch) :]
+
+
 LEVELS = DynamicBatching(
     priority_levels=3,
     default_priority_level=2,

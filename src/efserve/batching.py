@@ -5,7 +5,7 @@ Triton's dynamic batcher as a pure data structure: no clock, no task, no worker.
 
 from collections import deque
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, takewhile
 
 from efserve.inference import InferRequest
 from efserve.model_config import DynamicBatching, QueuePolicy
@@ -18,17 +18,19 @@ MAX_IDLE_LEVELS = 64
 class _Level:
     """Requests of one priority.
 
-    Invariant: `delayed` holds requests whose timeout has passed under the policy DELAY; they run behind all others of
-    their level.
+    Invariants: `delayed` holds requests whose timeout has passed under the policy DELAY; they run behind all others of
+    their level. While `is_ordered`, every waiting request has a deadline, and none a later one than those behind it.
     """
 
-    __slots__ = ("delayed", "limit", "policy", "waiting")
+    __slots__ = ("delayed", "is_ordered", "last_deadline_ns", "limit", "policy", "waiting")
 
     def __init__(self, policy: QueuePolicy) -> None:
         self.policy = policy
         self.limit = policy.max_queue_size or QUEUE_LIMIT
         self.waiting: deque[InferRequest] = deque()
         self.delayed: deque[InferRequest] = deque()
+        self.is_ordered = False
+        self.last_deadline_ns = 0  # of the request that came last
 
     def timeout_us(self, request: InferRequest) -> int:
         """How long the request may wait; 0: for ever."""
@@ -37,12 +39,32 @@ class _Level:
             return min(request.timeout_us, default_us) if default_us else request.timeout_us
         return default_us
 
+    def expect(self, deadline_ns: int) -> None:
+        """The next request to wait has this deadline."""
+        if not self.waiting:  # without a default, the next ones may have no deadline
+            self.is_ordered = self.policy.default_timeout_us > 0
+        elif deadline_ns < self.last_deadline_ns:
+            self.is_ordered = False
+        self.last_deadline_ns = deadline_ns
+
+    @property
+    def next_deadline_ns(self) -> int | None:
+        """The first deadline of all that wait; None where none has one."""
+        if self.is_ordered:
+            return self.waiting[0].deadline_ns if self.waiting else None
+        return min((r.deadline_ns for r in self.waiting if r.deadline_ns is not None), default=None)
+
     def expire(self, now_ns: int) -> list[InferRequest]:
         """Takes out what is to be rejected, delays what is to be delayed."""
-        late = [r for r in self.waiting if r.deadline_ns is not None and r.deadline_ns <= now_ns]
-        on_time = [r for r in self.waiting if r.deadline_ns is None or r.deadline_ns > now_ns]
-        self.waiting.clear()
-        self.waiting.extend(on_time)
+        if self.is_ordered:  # as a rule: an overloaded queue is long, and must not be searched at every arrival
+            late = list(takewhile(lambda r: r.deadline_ns is not None and r.deadline_ns <= now_ns, self.waiting))
+            for _ in late:
+                self.waiting.popleft()
+        else:
+            late = [r for r in self.waiting if r.deadline_ns is not None and r.deadline_ns <= now_ns]
+            on_time = [r for r in self.waiting if r.deadline_ns is None or r.deadline_ns > now_ns]
+            self.waiting.clear()
+            self.waiting.extend(on_time)
         if self.policy.timeout_action == "DELAY":
             self.delayed.extend(late)
             return []
@@ -93,6 +115,7 @@ class BatchQueue:
             deadline_ns = request.deadline_ns = request.arrival_ns + timeout_us * 1000
             if self._next_deadline_ns is None or deadline_ns < self._next_deadline_ns:
                 self._next_deadline_ns = deadline_ns
+            level.expect(deadline_ns)
         level.waiting.append(request)
         self._size += 1
         self.rows += request.rows
@@ -105,7 +128,9 @@ class BatchQueue:
         """
         for request in reversed(list(requests)):
             request.deadline_ns = None
-            self._level(request).waiting.appendleft(request)
+            level = self._level(request)
+            level.is_ordered = False
+            level.waiting.appendleft(request)
             self._size += 1
             self.rows += request.rows
 
@@ -127,8 +152,8 @@ class BatchQueue:
         late = [request for level in self._levels.values() for request in level.expire(now_ns)]
         self._size -= len(late)
         self.rows -= sum([request.rows for request in late])
-        waiting = chain.from_iterable([level.waiting for level in self._levels.values()])
-        self._next_deadline_ns = min((r.deadline_ns for r in waiting if r.deadline_ns is not None), default=None)
+        deadlines = [level.next_deadline_ns for level in self._levels.values()]
+        self._next_deadline_ns = min((each for each in deadlines if each is not None), default=None)
         return late
 
     @property
