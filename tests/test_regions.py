@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 from collections.abc import Iterator
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, NamedTuple
@@ -128,6 +129,18 @@ def test_a_segment_that_was_cut_short_is_noticed(regions: ClientRegions, segment
         regions.read(RegionPlace("r", 0, 4096))
     with pytest.raises(InvalidRequest, match="was cut short"):
         window.write(bytes(10))
+
+
+def test_a_segment_that_has_no_room_left_is_told(regions: ClientRegions) -> None:
+    """As on a full /dev/shm; here this process may write no file."""
+    window = regions.window(RegionPlace("r", 0, 4))
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+    try:
+        with pytest.raises(InferenceFailed, match="region 'r' cannot be written: File too large"):
+            window.write(b"1234")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
 
 def test_a_segment_that_is_cut_short_while_it_waits(regions: ClientRegions, segment: Segment) -> None:

@@ -34,7 +34,8 @@ class Memory(Protocol):
     def read(self, offset: int, target: memoryview) -> bool:
         """Fill the target from there; False where there is not so much."""
 
-    def write(self, offset: int, data: Buffer) -> None: ...
+    def write(self, offset: int, data: Buffer) -> None:
+        """Put the data there; OSError where that cannot be."""
 
 
 class Segment:
@@ -139,10 +140,15 @@ class RegionWindow:
         return self.place.size_bytes
 
     def write(self, data: Buffer) -> None:
-        """Put the data to the front; InferenceFailed where it does not fit."""
+        """Put the data to the front; InferenceFailed where it does not fit, or the memory cannot be had."""
         if len(data) > self.size_bytes:
             raise InferenceFailed(f"{len(data)} bytes do not fit {self.size_bytes} bytes of '{self.region.name}'")
-        self.region.memory.write(self.region.start_of(self.place), data)
+        start = self.region.start_of(self.place)
+        try:
+            self.region.memory.write(start, data)
+        except OSError as exc:  # a segment has its pages only when they are written, and there may be none left
+            reason = exc.strerror or exc
+            raise InferenceFailed(f"shared memory region '{self.region.name}' cannot be written: {reason}") from exc
 
 
 class ClientRegions:
