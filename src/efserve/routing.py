@@ -178,10 +178,6 @@ class Router:
         self._closed = error
         return tuple(Fail(request, error) for request in self._queue.drain())
 
-    def reopen(self) -> None:
-        """Requests are taken again."""
-        self._closed = None
-
     def tick(self, now_ns: int) -> Sequence[Action]:
         """Time has passed: `due_ns` has come."""
         return self._dispatch(now_ns)

@@ -21,7 +21,6 @@ class Connector:
 
     def __init__(self, url: str, trust: Trust = SYSTEM_TRUST) -> None:
         self._url = url
-        self._trust = trust
         self._heads = HeadCache()
         self._grpc = GrpcEndpoint(url, trust) if is_grpc(url) else None
         self._http = None if self._grpc else Endpoint(url, trust)

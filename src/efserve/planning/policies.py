@@ -22,7 +22,6 @@ _SHELVES: dict[str, Callable[[Problem], list[Shelf]]] = {
     "static": static.shelves,
     "exhaustive": exhaustive.shelves,
 }
-OBJECTIVES = ("devices", "goodput", "spread")
 HALVINGS = 10  # of an interval in which a limit is searched
 MOST_FACTOR = 2.0**20
 LONGEST = 16  # times the least SLO, up to which a longer one is looked for

@@ -46,7 +46,6 @@ class Connection:
         "_start_window",
         "closed",
         "going_away",
-        "most_streams",
         "pongs",
         "streams",
     )
@@ -57,7 +56,6 @@ class Connection:
         self.streams: dict[int, Stream] = {}
         self.closed = False
         self.going_away = False  # we take no more streams
-        self.most_streams = h2.LARGEST_STREAM  # that the peer wants to have open at once
         self.pongs = 0  # answers to our pings
         self._out = Outflow()
         self._decoder = HeaderDecoder(limits.header_bytes)
@@ -384,9 +382,7 @@ class Connection:
             return
         for key, value in h2.SETTING.iter_unpack(payload):
             h2.check_setting(key, value, is_client=self._is_client)
-            if key == h2.MAX_CONCURRENT_STREAMS:
-                self.most_streams = value
-            elif not self._out.set(key, value, self.streams.values()):
+            if not self._out.set(key, value, self.streams.values()):
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a window is opened beyond its limit")
         self._out.buffers.append(h2.frame(h2.SETTINGS, h2.ACK, 0))
         self._pump()
