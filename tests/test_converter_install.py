@@ -1,6 +1,7 @@
 """Staging and installing: all or nothing, whoever interrupts."""
 
 import os
+import resource
 import signal
 from pathlib import Path
 
@@ -105,3 +106,20 @@ def test_signals_act_after_the_block() -> None:
         interrupted()
     assert done
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def write_on_a_full_disk(path: Path) -> None:
+    """Here, because this process may write no file meanwhile."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+    try:
+        path.write_bytes(b"x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def test_a_disk_that_is_full_is_one_sentence(tmp_path: Path) -> None:
+    says = f"model repository {tmp_path} cannot be written: File too large"
+    with pytest.raises(UsageError, match=says), staging(tmp_path / "net") as stage:
+        write_on_a_full_disk(stage / "model.onnx")
+    assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ class PlainTable(Table):
             padding=(0, 1, 0, 0) if tight else (0, 1),
         )
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:  # type: ignore[override]  # a part of what rich allows
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         for column in self.columns:
             column.no_wrap |= column.justify == "right"
         least = sum(_least_cells(column, console, options) for column in self.columns)
