@@ -107,17 +107,17 @@ def test_the_command_tells_what_would_be_possible(profiles: Path) -> None:
 def test_along_every_path_of_an_application_the_slos_add_up_to_its_own() -> None:
     fastest_ms = {"a": 1, "b": 2, "c": 3, "d": 4}
     capacities = [Capacity(model, "onnx", (Point(100, 1, 1, 1000 / ms, ms),)) for model, ms in fastest_ms.items()]
-    tree = Application(rate=10, slo=60, steps={"a": [], "b": ["a"], "c": ["a"], "d": ["c"]})
+    tree = Application(rate=10, slo_ms=60, steps={"a": [], "b": ["a"], "c": ["a"], "d": ["c"]})
     slos = {demand.model: demand.slo_ms for demand in split(tree, capacities)}
     assert slos["a"] + slos["c"] + slos["d"] == pytest.approx(60)
     assert slos["a"] + slos["b"] <= 60
     with pytest.raises(UsageError, match="wait for one another"):
-        split(Application(rate=1, slo=1, steps={"a": ["b"], "b": ["a"]}), capacities)
+        split(Application(rate=1, slo_ms=1, steps={"a": ["b"], "b": ["a"]}), capacities)
 
 
 def test_a_workload_file_is_read_and_equal_models_are_merged(tmp_path: Path) -> None:
     path = tmp_path / "workload.json"
-    models, applications = [{"model": "a", "rate": 5, "slo": 9}], [{"rate": 2, "slo": 8, "steps": {"a": []}}]
+    models, applications = [{"model": "a", "rate": 5, "slo_ms": 9}], [{"rate": 2, "slo_ms": 8, "steps": {"a": []}}]
     path.write_text(json.dumps({"models": models, "applications": applications}))
     capacities = [Capacity("a", "onnx", (Point(100, 1, 1, 1000, 1),))]
     assert merged(read_workload(path, capacities)) == (Demand("a", 7, 8),)
@@ -228,7 +228,8 @@ def test_pairs_beside_the_profiles_count_unless_they_shall_not(profiles: Path) -
 
 def test_a_workload_in_yaml_says_the_same(tmp_path: Path) -> None:
     path = tmp_path / "workload.yaml"
-    path.write_text("models:\n- {model: a, rate: 5, slo: 9}\napplications:\n- rate: 2\n  slo: 8\n  steps: {a: []}\n")
+    models = "models:\n- {model: a, rate: 5, slo_ms: 9}\n"
+    path.write_text(models + "applications:\n- rate: 2\n  slo_ms: 8\n  steps: {a: []}\n")
     capacities = [Capacity("a", "onnx", (Point(100, 1, 1, 1000, 1),))]
     assert merged(read_workload(path, capacities)) == (Demand("a", 7, 8),)
     for wrong in ("models: [", "models: 3"):

@@ -1,10 +1,10 @@
 """What is asked for: demands from options and workload files, applications split into their models.
 
-    {"models": [{"model": "a", "rate": 100, "slo": 30}],
-     "applications": [{"rate": 20, "slo": 80, "steps": {"detect": [], "crop": ["detect"], "read": ["crop"]}}]}
+    {"models": [{"model": "a", "rate": 100, "slo_ms": 30}],
+     "applications": [{"rate": 20, "slo_ms": 80, "steps": {"detect": [], "crop": ["detect"], "read": ["crop"]}}]}
 
 The same in YAML where the file is called .yaml or .yml. The steps of an application are models with those that each
-waits for: a chain or a tree. Rates are in requests per second, SLOs in ms.
+waits for: a chain or a tree. Rates are in requests per second.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,14 +23,14 @@ class ModelEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     model: str
     rate: float
-    slo: float
+    slo_ms: float
 
 
 class Application(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Models that answer one request together, within one SLO."""
 
     rate: float
-    slo: float
+    slo_ms: float
     steps: dict[str, list[str]]  # model -> those whose answers it needs
     name: str = ""
 
@@ -51,7 +51,7 @@ def read_workload(path: Path, capacities: Sequence[Capacity]) -> list[Demand]:
     except msgspec.DecodeError as exc:
         reason = " ".join(str(exc).split())
         raise UsageError(f"{path} is no workload: {reason}; docs/scheduling.md shows one") from exc
-    demands = [Demand(entry.model, entry.rate, entry.slo) for entry in workload.models]
+    demands = [Demand(entry.model, entry.rate, entry.slo_ms) for entry in workload.models]
     for application in workload.applications:
         demands += split(application, capacities)
     return demands
@@ -83,12 +83,8 @@ def split(application: Application, capacities: Sequence[Capacity]) -> list[Dema
     for model in reversed(order):
         followers = [after[f] for f, waits in application.steps.items() if model in waits]
         after[model] = fastest[model] + max(followers, default=0.0)
-    return [
-        Demand(
-            model, application.rate, application.slo * fastest[model] / (before[model] + after[model] - fastest[model])
-        )
-        for model in order
-    ]
+    slowest = {model: before[model] + after[model] - fastest[model] for model in order}  # of the paths through it
+    return [Demand(model, application.rate, application.slo_ms * fastest[model] / slowest[model]) for model in order]
 
 
 def _fastest_ms(model: str, capacities: Sequence[Capacity]) -> float:
