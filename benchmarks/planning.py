@@ -273,7 +273,7 @@ def highest_held(problem: Problem, policy: str, capacities: Sequence[Capacity]) 
     most = 0.0
     for arrivals in ("poisson", "constant"):
         case = replace(problem, arrivals=arrivals)
-        factor = most_factor(case, policy) * 0.999
+        factor = most_factor(case, policy)
         demands = tuple(replace(demand, rate_per_s=demand.rate_per_s * factor) for demand in case.demands)
         plan, _ = timed(POLICIES[policy], replace(case, demands=demands))
         if plan is not None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from efserve.errors import UsageError
 from efserve.planning.check import check
 from efserve.planning.plan import Capacity, Demand, Device, NoPlan, Plan, Point, Problem
 from efserve.planning.policies import POLICIES, make_plan, most_factor
@@ -216,3 +217,44 @@ def test_refusals_of_many_models_stay_readable() -> None:
     case = problem(*[(900, 30, 2, 1)] * 9, count=1)
     with pytest.raises(NoPlan, match=r"m0, m1, m2, m3, m4 and 4 more: the rates fill 9\.11 devices"):
         POLICIES["gpulet"](case)
+
+
+@pytest.mark.parametrize("policy", ["best", "gpulet", "temporal"])
+def test_where_one_model_finds_no_room_the_nearest_demands_of_all_have_a_plan_together(policy: str) -> None:
+    case = problem((300, 30, 2, 1), (300, 30, 2, 1), (300, 30, 2, 1), count=1)
+    with pytest.raises(NoPlan) as error:
+        make_plan(case, policy)
+    nearest = {shortfall.model: shortfall.nearest for shortfall in error.value.shortfalls}
+    demands = tuple(nearest.get(demand.model) or demand for demand in case.demands)
+    assert all(demand.rate_per_s > 0 for demand in demands)
+    assert planned(policy, replace(case, demands=demands)) is not None
+
+
+@pytest.mark.parametrize("policy", ["best", "gpulet"])
+def test_rates_far_beyond_all_devices_have_a_nearest_demand_too(policy: str) -> None:
+    case = problem((5e7, 30, 2, 1), (20, 30, 2, 1), count=1)
+    with pytest.raises(NoPlan) as error:
+        make_plan(case, policy)
+    nearest = {shortfall.model: shortfall.nearest for shortfall in error.value.shortfalls}
+    demands = tuple(nearest.get(demand.model) or demand for demand in case.demands)
+    assert planned(policy, replace(case, demands=demands)) is not None
+
+
+def test_a_model_whose_large_partitions_are_wasteful_is_planned() -> None:
+    shares = [1.0 * step for step in range(1, 101)]
+    points = tuple(Point(share, 1, 1, 100 + share, 5) for share in shares)  # the smallest are by far the best
+    case = Problem((Demand("m0", 9000, 20),), (Capacity("m0", "onnx", points),), devices(1), budget_s=1.0)
+    both = (*case.demands, Demand("m1", 3000, 20))
+    shared = replace(case, demands=both, capacities=(*case.capacities, replace(case.capacities[0], model="m1")))
+    plan = planned("best", replace(shared, devices=devices(2)))
+    assert plan is not None
+    assert len(plan.used_devices) == 2
+
+
+def test_exhaustive_says_where_a_case_is_too_large() -> None:
+    shares = [1.0 * step for step in range(1, 101)]
+    points = tuple(Point(share, 1, 1, share, 5) for share in shares)
+    for rate, count in ((95.0, 1), (9000.0, 100)):
+        case = Problem((Demand("m0", rate, 20),), (Capacity("m0", "onnx", points),), devices(count), budget_s=1.0)
+        with pytest.raises(UsageError, match="too many to try everything: use policy best"):
+            POLICIES["exhaustive"](case)

@@ -169,7 +169,7 @@ def _print(result: "PlanResult", config: PlanConfig) -> None:
     console.print(f"\n{breaks_first(result.plan)}", markup=False)
     if (fitted := result.interference) is not None:
         error = (
-            ""
+            " (only one pair of models was measured: its error is not known)"
             if fitted.error_pct is None or fitted.p90_error_pct is None
             else (
                 f": predictions for pairs left out of the fit are off by {fitted.error_pct:.1f} % on average, "

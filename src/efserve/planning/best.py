@@ -15,7 +15,7 @@ from efserve.errors import UsageError
 from efserve.planning import exhaustive, gpulet, static, temporal
 from efserve.planning.exhaustive import groupings
 from efserve.planning.packing import Shelf, assemble, best_fit
-from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall
+from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall, count_of
 from efserve.planning.recipes import UNITS, Recipe, Turns, choices, knee, total_units
 from efserve.planning.slack import use_slack
 
@@ -59,7 +59,7 @@ def shelves(problem: Problem) -> list[Shelf]:
                 exhaustive.fewest(problem, wanted, len(found) - 1 if found else len(problem.devices), STEPS) or found
             )
     if found is None:
-        reason = f"no plan on {len(problem.devices)} devices was found in {problem.budget_s:g} s"
+        reason = f"no plan on {count_of(problem.devices)} was found in {problem.budget_s:g} s"
         raise NoPlan([Shortfall(demand.model, reason) for demand, _ in wanted])
     return use_slack(problem, wanted, found, time.monotonic() + SLACK_PART * problem.budget_s)
 
@@ -147,7 +147,15 @@ class _Search:
         return self._sets[group]
 
     def _alone(self, model: int) -> list[Choice]:
-        return [choice for choice, rest in self._own(model) if rest == 0]
+        return [choice for choice, rest in self._own(model) if rest == 0] or [self._plain(model)]
+
+    def _plain(self, model: int) -> Choice:
+        """The knee as often as it is filled, and the smallest partition for the rest: a set that always exists."""
+        demand, recipes = self._wanted[model]
+        best, rate = knee(recipes), self._problem.wanted_per_s(demand)
+        count = int(rate / best.capacity_per_s)
+        rest = rate - count * best.capacity_per_s
+        return (best,) * count + tuple([recipe for recipe in recipes if recipe.capacity_per_s >= rest][: rest > 1e-9])
 
     def _shared(self, group: Group) -> list[Choice]:
         """Own partitions of each model of the group, and one for what all of them leave."""

@@ -6,14 +6,15 @@ time with at most two other models' rests.
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from efserve.errors import UsageError
 from efserve.planning.packing import Shelf, assemble, exact_fit
-from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall
+from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall, count_of
 from efserve.planning.recipes import UNITS, Recipe, Turns, choices, total_units
 
 STEPS = 2_000_000  # of the search, beyond which a case is not small
+MOST_PARTITIONS = 40  # of one model, beyond which neither
 
 T = TypeVar("T")
 Option = tuple[tuple[Recipe, ...], float]  # partitions of one model, and the rate that they leave
@@ -29,7 +30,7 @@ def shelves(problem: Problem) -> list[Shelf]:
     wanted = choices(problem)
     found = fewest(problem, wanted, len(problem.devices), STEPS)
     if found is None:
-        reason = f"no plan on {len(problem.devices)} devices exists"
+        reason = f"no plan on {count_of(problem.devices)} exists"
         raise NoPlan([Shortfall(demand.model, reason) for demand, _ in wanted])
     return found
 
@@ -50,9 +51,12 @@ class _Search:
 
     def __init__(self, problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]], count: int, steps: int) -> None:
         self._problem = problem
+        self._models_wanted = len(wanted)
         self._count = count
         self._turns = Turns(problem)
         self._steps = steps
+        if any(count * UNITS // recipes[0].units > MOST_PARTITIONS for _, recipes in wanted):
+            self._give_up()
         self._options = [
             (demand, list(self._own(recipes, problem.wanted_per_s(demand), count * UNITS)))
             for demand, recipes in wanted
@@ -65,9 +69,11 @@ class _Search:
     def _step(self) -> None:
         self._steps -= 1
         if self._steps < 0:
-            raise UsageError(
-                f"{len(self._options)} models on {self._count} devices are too many to try everything: use policy best"
-            )
+            self._give_up()
+
+    def _give_up(self) -> NoReturn:
+        models, devices = self._models_wanted, count_of(self._problem.devices[: self._count])
+        raise UsageError(f"{models} models on {devices} are too many to try everything: use policy best")
 
     def _own(self, recipes: Sequence[Recipe], rate: float, room: int) -> Iterator[Option]:
         """Every choice of partitions of one model's own that has none too many."""

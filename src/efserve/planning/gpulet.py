@@ -4,12 +4,12 @@ Each model takes partitions at the knee of throughput over share while its rate 
 the rest. What finds no room shares a partition in time with another rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations_with_replacement, product
 
 from efserve.planning.packing import Shelf, assemble, best_fit
-from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall
+from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall, count_of
 from efserve.planning.recipes import UNITS, Recipe, Turns, choices, knee, total_units
 
 MOST_FILLED = 3  # partitions per device, up to which sets that fill one are tried
@@ -24,6 +24,23 @@ class _Rest:
     guests: tuple[tuple[Demand, float], ...]
 
 
+class _Joints:
+    """Partitions that rests share in time; each is looked for once, however often the same rests meet."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._turns: Turns | None = None
+        self._found: dict[tuple[tuple[tuple[Demand, float], ...], int], Recipe | None] = {}
+
+    def smallest(self, guests: tuple[tuple[Demand, float], ...], below: int) -> Recipe | None:
+        """As `Turns.smallest`."""
+        key = (guests, below)
+        if key not in self._found:
+            self._turns = self._turns or Turns(self._problem)
+            self._found[key] = self._turns.smallest(guests, below)
+        return self._found[key]
+
+
 def plan(problem: Problem) -> Plan:
     """The packing with the fewest devices, over knees that are not below a smallest share. Raises NoPlan."""
     return assemble(problem, "gpulet", shelves(problem))
@@ -35,29 +52,38 @@ def shelves(problem: Problem) -> list[Shelf]:
     best: list[Shelf] | None = None
     left: list[Recipe] = []
     sizes = sorted({recipe.units for _, recipes in wanted for recipe in recipes})
-    fills = (False, True) if 0 < problem.max_partitions <= MOST_FILLED else (False,)
-    for least, whole in product(sizes, fills):
-        packed, rest = _pack(problem, wanted, least, whole)
+    fillings: list[dict[str, tuple[Recipe, ...]]] = [{}]
+    if 0 < problem.max_partitions <= MOST_FILLED:
+        fillings.append({d.model: _filling(recipes, problem.max_partitions) for d, recipes in wanted})
+    joints = _Joints(problem)
+    for least, filling in product(sizes, fillings):
+        packed, rest = _pack(problem, wanted, least, filling, joints)
         if not rest and (best is None or len(packed) < len(best)):
             best = packed
         left = rest if not left or (rest and total_units(rest) < total_units(left)) else left
     if best is None:
         models = sorted({part.model for recipe in left for part in recipe.parts})
-        raise NoPlan([Shortfall(model, f"{len(problem.devices)} devices have no room left") for model in models])
+        raise NoPlan([Shortfall(model, f"no room is left on {count_of(problem.devices)}") for model in models])
     return best
 
 
 def _pack(
-    problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]], least: int, whole: bool
+    problem: Problem,
+    wanted: Sequence[tuple[Demand, list[Recipe]]],
+    least: int,
+    filling: Mapping[str, tuple[Recipe, ...]],
+    joints: "_Joints",
 ) -> tuple[list[Shelf], list[Recipe]]:
-    """Partitions of at least `least` units but for rests; with `whole`, whole devices are filled with a model first."""
+    """Partitions of at least `least` units but for rests; what `filling` has fills whole devices with a model first."""
     full: list[Recipe] = []
     rests: list[_Rest] = []
     for demand, recipes in wanted:
         allowed = [recipe for recipe in recipes if recipe.units >= least] or recipes[-1:]
         full_one = knee(allowed)
         rate = problem.wanted_per_s(demand)
-        for pieces in ([_filling(recipes, problem.max_partitions)] if whole else []) + [(full_one,)]:
+        for pieces in (filling.get(demand.model, ()), (full_one,)):
+            if not pieces:
+                continue
             capacity_per_s = sum(recipe.capacity_per_s for recipe in pieces)
             count = int(rate / capacity_per_s)
             full += pieces * count
@@ -67,9 +93,8 @@ def _pack(
             rests.append(_Rest(smallest, ((demand, rate),)))
     count = len(problem.devices)
     shelves, left = best_fit(problem, [*full, *(rest.recipe for rest in rests)], count)
-    turns = Turns(problem) if left else None
-    while left and turns is not None:
-        merged = _merge(problem, turns, rests, left)
+    while left:
+        merged = _merge(problem, joints, rests, left)
         if merged is None:
             break
         rests = merged
@@ -86,7 +111,7 @@ def _filling(recipes: Sequence[Recipe], most: int) -> tuple[Recipe, ...]:
     )
 
 
-def _merge(problem: Problem, turns: Turns, rests: Sequence[_Rest], left: Sequence[Recipe]) -> list[_Rest] | None:
+def _merge(problem: Problem, joints: "_Joints", rests: Sequence[_Rest], left: Sequence[Recipe]) -> list[_Rest] | None:
     """A rest that found no room joined with the other with which it saves most; None when none can share."""
     homeless = [at for at, rest in enumerate(rests) if any(rest.recipe is recipe for recipe in left)]
     for first in homeless:
@@ -99,7 +124,7 @@ def _merge(problem: Problem, turns: Turns, rests: Sequence[_Rest], left: Sequenc
                 continue
             together = lonely.recipe.units + rests[second].recipe.units
             # Where partitions are counted, one less is worth something even if it saves no share.
-            recipe = turns.smallest(guests, together if problem.max_partitions else together - 1)
+            recipe = joints.smallest(guests, together if problem.max_partitions else together - 1)
             if recipe is not None and (best is None or together - recipe.units > best[0]):
                 best = (together - recipe.units, second, _Rest(recipe, guests))
         if best is not None:

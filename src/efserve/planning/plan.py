@@ -168,6 +168,11 @@ class NoPlan(ClientError):
         self.shortfalls = tuple(shortfalls)
 
 
+def count_of(devices: Sequence[Device]) -> str:
+    """How many devices, in words."""
+    return "1 device" if len(devices) == 1 else f"{len(devices)} devices"
+
+
 def _names(models: Sequence[str]) -> str:
     more = f" and {len(models) - 5} more" if len(models) > 5 else ""
     return ", ".join(models[:5]) + more

@@ -24,6 +24,7 @@ _SHELVES: dict[str, Callable[[Problem], list[Shelf]]] = {
 }
 HALVINGS = 10  # of an interval in which a limit is searched
 MOST_FACTOR = 2.0**20
+LESS_ROOM = "there is no room for it beside the others at their rates"
 LONGEST = 16  # times the least SLO, up to which a longer one is looked for
 
 
@@ -49,7 +50,7 @@ def make_plan(problem: Problem, policy: str) -> Plan:
 
 
 def most_factor(problem: Problem, policy: str) -> float:
-    """The largest common factor on all rates for which the policy finds a plan, to about 1 %; 0 where there is none."""
+    """The largest common factor on all rates for which the policy finds a plan, to about 0.1 %; 0: there is none."""
 
     def holds(factor: float) -> bool:
         demands = tuple(replace(demand, rate_per_s=demand.rate_per_s * factor) for demand in problem.demands)
@@ -59,9 +60,13 @@ def most_factor(problem: Problem, policy: str) -> float:
             return False
         return True
 
-    low, high = 0.0, 1.0
-    while high < MOST_FACTOR and holds(high):
+    low, high = (1.0, 2.0) if holds(1.0) else (0.5, 1.0)
+    while low >= 1 and high < MOST_FACTOR and holds(high):
         low, high = high, 2 * high
+    while low < 1 and not holds(low):
+        if low * MOST_FACTOR <= 1:
+            return 0.0
+        low, high = low / 2, low
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         if holds(middle):
@@ -72,10 +77,10 @@ def most_factor(problem: Problem, policy: str) -> float:
 
 
 def _with_nearest(problem: Problem, policy: str, error: NoPlan) -> list[Shortfall]:
-    """The shortfalls, each with the nearest demand: all of them together have a plan.
+    """The shortfalls, each with the nearest demand: all of them together, beside the demands of others, have a plan.
 
     Where an SLO is too short, the shortest that the model's rate has on these devices; where devices are short then,
-    all rates at the same part of theirs.
+    all rates at the same part of theirs, and a shortfall for each model.
     """
     short = {shortfall.model: shortfall.nearest for shortfall in error.shortfalls}
     if any(
@@ -93,7 +98,11 @@ def _with_nearest(problem: Problem, policy: str, error: NoPlan) -> list[Shortfal
     nearest_of = {demand.model: replace(demand, rate_per_s=demand.rate_per_s * factor) for demand in longer}
     if not factor:  # they cannot run beside one another at any rate
         return [replace(shortfall, nearest=None) for shortfall in error.shortfalls]
-    return [replace(shortfall, nearest=nearest_of[shortfall.model]) for shortfall in error.shortfalls]
+    others = [demand.model for demand in problem.demands if factor < 1 and demand.model not in short]
+    return [
+        *(replace(shortfall, nearest=nearest_of[shortfall.model]) for shortfall in error.shortfalls),
+        *(Shortfall(model, LESS_ROOM, nearest_of[model]) for model in others),
+    ]
 
 
 def _shortest_slo_ms(problem: Problem, demand: Demand) -> float:
