@@ -64,6 +64,13 @@ def test_a_wrong_trace_config_is_told(given: str) -> None:
         read_trace_config((given,), None)
 
 
+def test_a_place_where_no_traces_can_go_is_told_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"traces cannot be written to {tmp_path}/none/x.json; "):
+        read_trace_config((), tmp_path / "none" / "x.json")
+    with pytest.raises(UsageError, match=r"traces cannot be written to /proc/1/x\.json; "):  # not even by root
+        read_trace_config(("triton,file=/proc/1/x.json",), None)
+
+
 def test_trace_settings_as_triton_prints_them() -> None:
     assert Tracer(Path("t.json")).get() == {
         "trace_level": ["OFF"],

@@ -344,6 +344,11 @@ def test_wrong_paths_and_names_are_one_sentence(options: tuple[str, ...], says: 
     assert "Traceback" not in ended.stderr
 
 
+def test_a_server_without_models_says_so(tmp_path: Path) -> None:
+    with serve(repository=tmp_path) as server:
+        assert server.says("no model is served yet")
+
+
 def test_a_check_that_is_interrupted_ends_like_every_command(tmp_path: Path) -> None:
     started = tmp_path / "started"
     os.mkfifo(started)

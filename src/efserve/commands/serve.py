@@ -224,6 +224,8 @@ def _print_status(status: "ServerStatus") -> None:
     if is_worth_showing(placements):
         console.print()
         console.print(placements_table(placements))
+    if not status.models:
+        console.print("[yellow]note[/] no model is served yet: the repository holds none, or none was asked for")
     for note in status.notes:
         console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     for model in status.models:

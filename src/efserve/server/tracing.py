@@ -5,6 +5,7 @@ its tensors, whose values, shapes and datatypes are strings as Triton writes the
 """
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -63,6 +64,8 @@ def read_trace_config(given: Sequence[str], path: Path | None) -> tuple[Path | N
             parsed["trace_level"] = _levels(levels)
     except InvalidRequest as exc:
         raise UsageError(f"--trace-config: {exc}") from exc
+    if path is not None and not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UsageError(f"traces cannot be written to {path}; name a file in a folder that is there and writable")
     return path, TraceSetting(**parsed)
 
 
