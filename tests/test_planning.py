@@ -258,3 +258,11 @@ def test_exhaustive_says_where_a_case_is_too_large() -> None:
         case = Problem((Demand("m0", rate, 20),), (Capacity("m0", "onnx", points),), devices(count), budget_s=1.0)
         with pytest.raises(UsageError, match="too many to try everything: use policy best"):
             POLICIES["exhaustive"](case)
+
+
+def test_temporal_shares_devices_in_time_also_where_no_share_of_100_was_measured() -> None:
+    case = problem((20, 80, 2, 1), (20, 80, 2, 1), count=1)
+    half = tuple(replace(c, points=tuple(p for p in c.points if p.share_pct == 50)) for c in case.capacities)
+    plan = planned("temporal", replace(case, capacities=half))
+    assert plan is not None
+    assert [len(placement.tenants) for placement in plan.placements] == [2]

@@ -4,11 +4,12 @@ A device runs one batch at a time. A model takes whole devices while its rate fi
 first, join the fullest device whose cycle still has room for them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from efserve.planning.packing import Shelf, assemble
 from efserve.planning.plan import Capacity, Demand, NoPlan, Plan, Problem, Shortfall
-from efserve.planning.recipes import UNITS, Recipe, Turns, choices
+from efserve.planning.recipes import Recipe, Turns, choices
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ def shelves(problem: Problem) -> list[Shelf]:
     nodes: list[_Node] = []
     for _, demand, rate, recipe in sorted(rests, key=lambda rest: -rest[0]):
         for node in sorted(nodes, key=lambda node: -node.occupancy):
-            joined = turns.recipe(UNITS, [*node.guests, (demand, rate)])
+            joined = _joined(turns, [*node.guests, (demand, rate)])
             if joined is not None:
                 node.recipe = joined
                 node.guests.append((demand, rate))
@@ -61,6 +62,12 @@ def shelves(problem: Problem) -> list[Shelf]:
         verb = "is" if there == 1 else "are"
         raise NoPlan([Shortfall(m, f"whole devices: {n} are needed, {there} {verb} there") for m, n in late.items()])
     return [_whole(problem, recipe) for recipe in needed]
+
+
+def _joined(turns: Turns, guests: Sequence[tuple[Demand, float]]) -> Recipe | None:
+    """The guests in turn on as much of a device as tables tell of; some tables end below 100 %."""
+    found = (turns.recipe(units, guests) for units in reversed(turns.units))
+    return next((recipe for recipe in found if recipe is not None), None)
 
 
 def _one_at_a_time(capacity: Capacity) -> Capacity:
