@@ -69,9 +69,13 @@ def test_unknown_names_and_folders(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a folder"):
         scan([tmp_path / "nowhere"])
     make(tmp_path / "other", "m", ("1/model.onnx",))
-    with pytest.raises(ConfigError, match="in two repositories"):
-        scan([tmp_path, tmp_path / "other"])
-    assert [model.name for model in scan([tmp_path / "other", tmp_path / "m" / ".." / "other"]).models] == ["m"]
+    make(tmp_path / "other", "n", ("1/model.onnx",))
+    both = scan([tmp_path, tmp_path / "other"])
+    assert {name: str(error) for name, error in both.errors.items() if name == "m"} == {
+        "m": "model appears in two or more repositories"
+    }
+    assert [model.name for model in both.models] == ["n"]
+    assert [model.name for model in scan([tmp_path / "other", tmp_path / "m" / ".." / "other"]).models] == ["m", "n"]
 
 
 def test_labels(tmp_path: Path) -> None:

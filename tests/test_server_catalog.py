@@ -9,7 +9,7 @@ from efserve.model_config import ModelConfig
 from efserve.repository import ModelVersion
 from efserve.server.catalog import Catalog
 from efserve.server.options import ServeConfig
-from efserve.server.version import ServedVersion
+from efserve.server.version import ServedVersion, VersionState
 
 
 def catalog() -> Catalog:
@@ -50,3 +50,26 @@ def test_the_latest_version_comes_first() -> None:
 def test_what_is_not_found(name: str, version: str, error: type[EfserveError], says: str) -> None:
     with pytest.raises(error, match=says):
         catalog().model(name, version)
+
+
+def test_what_has_been_unloaded_is_known_but_not_ready() -> None:
+    models = catalog()
+    for version in models.replace("m", []):
+        models.set_leaving(version, VersionState.UNAVAILABLE)
+    with pytest.raises(NotFound, match="Request for unknown model: 'm' has no available versions"):
+        models.model("m", "")
+    with pytest.raises(Unavailable, match="Request for unknown model: 'm' version 2 is not at ready state"):
+        models.model("m", "2")
+    with pytest.raises(NotFound, match="Request for unknown model: 'm' version 3 is not found"):
+        models.model("m", "3")
+
+
+def test_what_is_in_two_repositories_is_told_once() -> None:
+    models = Catalog(lambda: {"n": "", "twice": "in two"})
+    assert [(entry.name, entry.state, entry.reason) for entry in models.index(only_ready=False)] == [
+        ("n", "", ""),
+        ("twice", "UNAVAILABLE", "in two"),
+    ]
+    assert models.index(only_ready=True) == []
+    models.add_broken("twice", "in two")
+    assert [entry.name for entry in models.index(only_ready=False)] == ["n", "twice"]

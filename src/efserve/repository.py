@@ -21,6 +21,7 @@ ENGINE_FILES = {
     "openvino": "model.onnx",
     "tensorrt": "model.onnx",  # a plan from elsewhere is loaded only where the config names it
 }
+DOUBLED = "model appears in two or more repositories"  # as Triton says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +100,24 @@ class Scan:
     errors: dict[str, EfserveError]
 
 
-def model_folders(repositories: Sequence[Path]) -> dict[str, Path]:
-    """The folder of each model, by its name; UsageError for a repository that is none, ConfigError for a name twice."""
-    folders: dict[str, Path] = {}
+def model_places(repositories: Sequence[Path]) -> dict[str, list[Path]]:
+    """The folders of each model, by its name; UsageError for a repository that is none.
+
+    A model that has several is served from none of them.
+    """
+    places: dict[str, list[Path]] = {}
     for repository in {path.resolve(): path for path in repositories}.values():  # one given twice is one
         if not repository.is_dir():
             raise UsageError(f"model repository {repository} is not a folder; name one with --model-repository")
         for path in sorted(repository.iterdir()):
-            if not path.is_dir() or path.name.startswith((".", "_")):
-                continue
-            if path.name in folders:
-                raise ConfigError(f"model '{path.name}' is in two repositories: {folders[path.name]} and {path}")
-            folders[path.name] = path
-    return folders
+            if path.is_dir() and not path.name.startswith((".", "_")):
+                places.setdefault(path.name, []).append(path)
+    return places
+
+
+def model_folders(repositories: Sequence[Path]) -> dict[str, Path]:
+    """The folder of each model that has but one, by its name; errors as in `model_places`."""
+    return {name: paths[0] for name, paths in model_places(repositories).items() if len(paths) == 1}
 
 
 def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:
@@ -132,20 +138,22 @@ def fingerprint(folder: Path) -> frozenset[tuple[str, int, int]]:
 def scan(repositories: Sequence[Path], names: Sequence[str] = ()) -> Scan:
     """All models of the repositories, or those named.
 
-    Raises UsageError for a repository that is no folder, NotFound for a name that none of them holds, ConfigError when
-    two hold the same model.
+    Raises UsageError for a repository that is no folder, NotFound for a name that none of them holds.
     """
-    folders = model_folders(repositories)
+    places = model_places(repositories)
     for name in names:
-        if name not in folders:
-            known = ", ".join(folders) or "none"
+        if name not in places:
+            known = ", ".join(places) or "none"
             where = ", ".join(str(repository) for repository in repositories)
             raise NotFound(f"model '{name}' is not in {where}; it has: {known}")
     models: list[ModelFolder] = []
     errors: dict[str, EfserveError] = {}
-    for name in names or folders:
+    for name in names or places:
+        if len(places[name]) > 1:
+            errors[name] = ConfigError(DOUBLED)
+            continue
         try:
-            models.append(read_model(folders[name]))
+            models.append(read_model(places[name][0]))
         except ConfigError as exc:
             errors[name] = exc
     return Scan(tuple(models), errors)

@@ -119,7 +119,7 @@ def test_a_load_takes_what_is_on_disk_now(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "m" / "1")
         old = server.worker_pids
         client.load_model("m")
-        with pytest.raises(InferenceServerException, match="'m' version 1 is not found"):
+        with pytest.raises(InferenceServerException, match="'m' version 1 is not at ready state"):
             factor_of(client, "m", "1")
         assert all(ended(pid) for pid in old)
         assert len(set(server.worker_pids) - set(old)) == 1
@@ -306,6 +306,31 @@ def test_polling_follows_the_repository(tmp_path: Path) -> None:
         assert not client.is_model_ready("m")
         with pytest.raises(InferenceServerException, match="not allowed if polling is enabled"):
             client.load_model("m")
+
+
+def test_a_model_in_two_repositories_is_served_from_neither(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    write(first, "m", 1, code(2))
+    poll = ("--model-control-mode", "poll", "--repository-poll-secs", "0.2", "--model-repository", second)
+    with serve(*poll, "-v", repository=first) as server, triton.InferenceServerClient(server.address) as client:
+        (old,) = server.worker_pids
+        write(second, "m", 1, code(3))
+        assert ended(old)
+        assert not client.is_model_ready("m")
+        assert client.is_server_ready()
+        reason = "model appears in two or more repositories"
+        assert server.index()["m"] == {"name": "m", "state": "UNAVAILABLE", "reason": reason}
+        shutil.rmtree(first / "m")
+        assert server.says("model=m loaded")
+        assert factor_of(client, "m") == 3
+    with explicit(first, "--load-model", "*", "--model-repository", second) as (server, client):
+        assert factor_of(client, "m") == 3
+        write(first, "m", 1, code(4))
+        with pytest.raises(InferenceServerException, match=r"failed to load 'm'.* two or more repositories: .*first"):
+            client.load_model("m")
+        assert factor_of(client, "m") == 3
 
 
 def test_the_token_is_needed_where_there_is_one(tmp_path: Path) -> None:

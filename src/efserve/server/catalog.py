@@ -3,7 +3,7 @@
 Holds versions that run and the reasons of those that could not be read. Starts and stops nothing by itself.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from efserve.errors import NotFound, Unavailable
 from efserve.frontend.service import IndexEntry, Placement
@@ -13,11 +13,11 @@ from efserve.server.version import ServedVersion, VersionState
 class Catalog:
     """Served versions and broken models; the `Service` of the frontends.
 
-    `names` tells which models the repositories hold at this moment, served or not.
+    `names` tells which models the repositories hold at this moment, served or not, and why they cannot be.
     """
 
-    def __init__(self, names: Callable[[], Iterable[str]] = tuple, *, strict: bool = True) -> None:
-        """`names`: models that the repositories hold; `strict`: the server is ready only when every model is."""
+    def __init__(self, names: Callable[[], Mapping[str, str]] = dict, *, strict: bool = True) -> None:
+        """`names`: models of the repositories, and what speaks against each; `strict`: ready only when all are."""
         self._names = names
         self._strict = strict
         self._versions: dict[str, dict[int, ServedVersion]] = {}  # of each model, the latest first
@@ -64,16 +64,15 @@ class Catalog:
 
     def model(self, name: str, version: str) -> ServedVersion:
         """The version asked for, or with "" the latest that is ready; errors with the texts that clients know."""
-        versions = self._versions.get(name)
-        if versions is None:
-            if name in self._broken:
-                raise NotFound(f"Request for unknown model: '{name}' has no available versions")
+        versions = self._versions.get(name, {})
+        has_left = any(name == left for left, _ in self._leaving)
+        if not (versions or has_left or name in self._broken):
             raise NotFound(f"Request for unknown model: '{name}' is not found")
-        if version:
+        if version and (versions or has_left):
             found = next((candidate for candidate in versions.values() if candidate.version == version), None)
-            if found is None:
+            if found is None and (name, version) not in self._leaving:
                 raise NotFound(f"Request for unknown model: '{name}' version {version} is not found")
-            if found.state is not VersionState.READY:
+            if found is None or found.state is not VersionState.READY:
                 raise Unavailable(f"Request for unknown model: '{name}' version {version} is not at ready state")
             return found
         for candidate in versions.values():
@@ -105,13 +104,16 @@ class Catalog:
         if not only_ready:
             unavailable = VersionState.UNAVAILABLE.value
             entries.extend(IndexEntry(name, "", unavailable, reason) for name, reason in self._broken.items())
-            names = {*self._names()}
+            names = self._names()
+            served = self._versions.keys() | self._broken.keys()
+            doubled = {name: reason for name, reason in names.items() if reason and name not in served}
+            entries.extend(IndexEntry(name, "", unavailable, reason) for name, reason in doubled.items())
             for (name, number), state in self._leaving.items():
                 if state is VersionState.UNLOADING:
                     entries.append(IndexEntry(name, number, state.value))
-                elif name in names:
+                elif name in names and name not in doubled:
                     entries.append(IndexEntry(name, number, state.value, "unloaded"))
-            entries.extend(IndexEntry(name) for name in names - {entry.name for entry in entries})
+            entries.extend(IndexEntry(name) for name in names.keys() - {entry.name for entry in entries})
         return sorted(entries, key=lambda entry: (entry.name, entry.version))
 
     def placements(self) -> list[Placement]:

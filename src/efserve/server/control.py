@@ -15,7 +15,7 @@ from efserve.devices.cpu import available_cores
 from efserve.errors import EfserveError, InvalidRequest, LoadFailed, Unavailable, UsageError
 from efserve.frontend.service import LoadOverrides
 from efserve.planning.plan import read_plan
-from efserve.repository import ModelFolder, fingerprint, model_folders, read_labels, scan
+from efserve.repository import DOUBLED, ModelFolder, fingerprint, model_folders, model_places, read_labels, scan
 from efserve.room import room_here
 from efserve.server.allotment import Allotment, Allotted, check_names
 from efserve.server.catalog import Catalog
@@ -40,13 +40,14 @@ class _Candidate:
     seen: object = None  # fingerprint of its files, where they are the repository's
 
 
-def repository_names(options: ServeConfig) -> list[str]:
-    """Models that the repositories hold now and that may be served; none where they cannot be read."""
+def repository_names(options: ServeConfig) -> dict[str, str]:
+    """Models that the repositories hold now and that may be served, or why not; none where they cannot be read."""
     try:
-        found = model_folders(options.model_repository)
+        places = model_places(options.model_repository)
     except (EfserveError, OSError):
-        return []
-    return [name for name in found if not options.model or name in options.model]
+        return {}
+    wanted = options.model or places
+    return {name: DOUBLED if len(paths) > 1 else "" for name, paths in places.items() if name in wanted}
 
 
 class RepositoryControl:
@@ -73,7 +74,7 @@ class RepositoryControl:
         """
         options = self._options
         explicit = options.model_control_mode == "explicit"
-        check_names(options, [name for name in model_folders(options.model_repository) if self._may_serve(name)])
+        check_names(options, [name for name in model_places(options.model_repository) if self._may_serve(name)])
         if options.load_model and not explicit:
             raise UsageError("--load-model needs --model-control-mode explicit")
         if "*" in options.load_model and len(options.load_model) > 1:
@@ -206,11 +207,13 @@ class RepositoryControl:
             if place is not None:
                 folder = read_overridden(Path(place.name, name), overrides)
             else:
-                path = model_folders(self._options.model_repository).get(name)
-                if path is None or not self._may_serve(name):
+                places = model_places(self._options.model_repository).get(name, [])
+                if not places or not self._may_serve(name):
                     raise LoadFailed(f"model '{name}' is in no model repository")
-                seen = fingerprint(path)
-                folder = read_overridden(path, overrides)
+                if len(places) > 1:
+                    raise LoadFailed(f"{DOUBLED}: {', '.join(map(str, places))}")
+                seen = fingerprint(places[0])
+                folder = read_overridden(places[0], overrides)
             _check_versions(folder)
             return _Candidate(folder, place, overrides.config_json, seen)
         except EfserveError:
