@@ -16,7 +16,7 @@ from efserve.errors import ConfigError, UsageError
 from efserve.planning.interference import Interference, Load, Pair, fit
 from efserve.planning.plan import Capacity, Demand, Device, Placement, Plan, Point, Problem, Tenant, plan_json
 from efserve.planning.policies import POLICIES
-from efserve.planning.recipes import safe_load
+from efserve.planning.recipes import growths, safe_load
 from efserve.simulator.events import Arrival, Outcomes, simulate
 from efserve.simulator.job import SimulateConfig, highest_factor, planned_arrivals, traced_arrivals
 from efserve.simulator.partitions import spread
@@ -181,6 +181,28 @@ def test_a_safe_load_is_safe_and_not_timid(batch: int, rounds: float) -> None:
     outcome = simulate(plan, capacities, planned_arrivals(plan, config, 1.0))
     assert outcome.within_slo >= 0.985
     assert highest_factor(plan, capacities, replace(config, requests=20_000)) < 1.9
+
+
+@pytest.mark.parametrize(
+    ("batch", "rounds", "growth"), [(2, 2.0, 0.95), (4, 2.0, 0.5), (4, 2.5, 0.95), (16, 2.0, 0.8), (64, 2.2, 0.9)]
+)
+def test_where_small_batches_are_quick_more_load_is_safe(batch: int, rounds: float, growth: float) -> None:
+    load = safe_load(batch, rounds, growth)
+    assert load > 1.03 * safe_load(batch, rounds)
+    plan, capacities = one(batch, 10, load * batch * 100, rounds * 10)
+    first = Point(100, 1, 1, 1, 10 * (1 - growth) + 10 * growth / batch)
+    capacities = [Capacity("m", "onnx", (first, *capacities[0].points))]
+    problem = Problem(plan.demands, tuple(capacities), plan.devices, arrivals="poisson")
+    assert growths(problem, "m")["onnx", capacities[0].points[1]] == pytest.approx(growth)
+    outcome = simulate(plan, capacities, planned_arrivals(plan, SimulateConfig((), requests=30_000), 1.0))
+    assert outcome.holds
+
+
+def test_a_step_in_a_table_is_no_growth() -> None:
+    points = tuple(Point(100, batch, 1, batch * 100, ms) for batch, ms in ((1, 2.0), (15, 10.0), (16, 10.0)))
+    problem = Problem((Demand("m", 1, 1),), (Capacity("m", "onnx", points),), (Device("d", "x"),))
+    assert growths(problem, "m")["onnx", points[2]] == 0
+    assert growths(problem, "m")["onnx", points[0]] == 0
 
 
 def test_the_same_seed_gives_the_same_result_and_spread_is_drawn() -> None:

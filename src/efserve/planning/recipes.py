@@ -6,7 +6,7 @@ A recipe carries up to its parts' capacities and keeps every SLO by construction
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import exp, sqrt
+from math import erfc, exp, sqrt
 
 from efserve.planning.plan import Demand, NoPlan, Point, Problem, Shortfall
 
@@ -14,6 +14,7 @@ UNITS = 100_000  # shares as whole numbers, rounded down: what adds up to 100 % 
 
 LATE_PART = 0.01  # of the requests may be late by chance
 CAUTION = 0.5  # of the time to spare counts
+MOST_GROWTH = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +43,50 @@ class Recipe:
         return self.parts[0].capacity_per_s
 
 
-def safe_load(batch: int, rounds: float) -> float:
+def safe_load(batch: int, rounds: float, growth: float = 0.0) -> float:
     """How much of its throughput a server of batches may be given under Poisson arrivals, 0..1.
 
     `rounds` is the SLO in durations of a batch, 2 or more. The requests that find no room in the next batch are a
     random walk with a drift of (1 - load) batches per round, reflected at 0; its mean and tail (Siegmund, Sequential
-    Analysis, 1985, X) give the part of late requests. docs/scheduling.md compares it with simulations.
+    Analysis, 1985, X) give the part of late requests. Where a part `growth` of the batch's time grows with its rows,
+    short queues make short batches, and the walk leaves 0 the more rarely. docs/scheduling.md compares it with
+    simulations.
     """
-    return _safe_load(batch, int(max(0.0, rounds - 2) * 50) / 50)
+    return _safe_load(batch, int(max(0.0, rounds - 2) * 50) / 50, int(growth * 20) / 20 * (1 - 1 / sqrt(batch)))
 
 
 @cache
-def _safe_load(batch: int, spare: float) -> float:
+def _safe_load(batch: int, spare: float, growth: float) -> float:
     low, high = 0.0, 1.0
     for _ in range(20):
         load = (low + high) / 2
         exponent = 2 * (1 - load) / load * (CAUTION * spare * batch + 0.583 * sqrt(load * batch))
-        if exp(-exponent) / (2 * (1 - load) * batch) <= LATE_PART:
+        full = (1 - load) * sqrt(batch / load / 2)  # how far a full batch is from a usual one
+        rarer = erfc(full * sqrt((1 + load * growth) / (1 - growth))) / (erfc(full) or 1.0)
+        if rarer * exp(-exponent) / (2 * (1 - load) * batch) <= LATE_PART:
             low = load
         else:
             high = load
     return low
+
+
+def growths(problem: Problem, model: str) -> dict[tuple[str, Point], float]:
+    """Of each way to run the model the part of its batch's time that surely grows with the rows, 0 to MOST_GROWTH.
+
+    A straight line to no rows at all, such that no smaller batch that was measured takes longer than it says.
+    """
+    rows: dict[tuple[str, int, int], list[Point]] = {}
+    for engine, point in points_of(problem, model):
+        rows.setdefault((engine, units_of(point.share_pct), point.processes), []).append(point)
+    found = {}
+    for (engine, _, _), points in rows.items():
+        points.sort(key=lambda point: point.batch)
+        for at, point in enumerate(points):
+            fewer = [(1, points[0].latency_ms), *((other.batch, other.latency_ms) for other in points[:at])]
+            per_row = [(point.latency_ms - ms) / (point.batch - batch) for batch, ms in fewer if batch < point.batch]
+            part = min(per_row, default=0.0) * point.batch / point.latency_ms
+            found[engine, point] = min(MOST_GROWTH, max(0.0, part))
+    return found
 
 
 def pooled(batch: int, rate_per_s: float, cycle_ms: float) -> int:
@@ -104,13 +128,14 @@ def alone(problem: Problem, demand: Demand) -> list[Recipe]:
     Best is the most throughput with 2 L <= SLO: a request waits for a running batch, then for its own.
     """
     best: dict[int, tuple[float, str, Point]] = {}
+    growth = growths(problem, demand.model) if problem.arrivals == "poisson" else {}
     for engine, point in points_of(problem, demand.model):
         if 2 * point.latency_ms <= demand.slo_ms:
             units = units_of(point.share_pct)
             carries_per_s = point.throughput_per_s
             if problem.arrivals == "poisson":
                 batch = pooled(point.batch * point.processes, problem.wanted_per_s(demand), point.latency_ms)
-                carries_per_s *= safe_load(batch, demand.slo_ms / point.latency_ms)
+                carries_per_s *= safe_load(batch, demand.slo_ms / point.latency_ms, growth[engine, point])
             if units not in best or (carries_per_s, -point.memory_mb, -point.latency_ms) > _merit(*best[units]):
                 best[units] = (carries_per_s, engine, point)
     recipes: list[Recipe] = []
