@@ -18,6 +18,7 @@ from efserve.planning.job import run
 from efserve.planning.options import PlanConfig
 from efserve.planning.plan import Capacity, Demand, Device, Point, Problem
 from efserve.planning.policies import POLICIES
+from efserve.planning.tables import read_capacities
 from efserve.planning.workload import Application, merged, read_workload, split
 from efserve.profiles import COLUMNS, row_line
 from test_profiles import FACTS, ROW
@@ -47,6 +48,15 @@ def profiles(tmp_path: Path) -> Path:
     write_profile(root, "a", 1.0)
     write_profile(root, "b", 3.0)
     return root
+
+
+def test_the_way_to_the_worker_is_the_same_for_the_median_and_the_rare_slow_batch(tmp_path: Path) -> None:
+    write_profile(tmp_path, "m", 1.0)
+    path = tmp_path / DEVICE / "m.onnx.csv"
+    skewed = replace(ROW, mean_ms=5.0, p50_ms=4.0, p90_ms=8.0, p99_ms=9.0, roundtrip_ms=5.25)
+    path.write_bytes((",".join(COLUMNS) + "\n").encode() + row_line(skewed))
+    ((point,),) = [capacity.points for capacity in read_capacities(tmp_path, DEVICE)]
+    assert (point.mean_ms, point.p50_ms, point.p90_ms, point.latency_ms) == (5.25, 4.25, 8.25, 9.25)
 
 
 def test_a_plan_is_made_from_profiles_written_and_checked(profiles: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def _point(row: ProfileRow) -> Point:
 
     A worker of a plan has one batch at a time, so the way there costs throughput too.
     """
-    way_ms = max(0.0, row.roundtrip_ms - row.p50_ms)
+    way_ms = max(0.0, row.roundtrip_ms - row.mean_ms)  # both are means
     return Point(
         share_pct=row.share_pct,
         batch=row.batch,
