@@ -1,5 +1,13 @@
 """What this machine has to give."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
 from efserve.devices.cpu import available_cores
 from efserve.room import Gpu, Room, room_here
 
@@ -22,3 +30,25 @@ def test_gpus_have_names_and_uuids() -> None:
     assert room.gpu("gpu0") is room.gpu("gpu-a") is room.gpu("0") is whole
     assert room.gpu("GPU1:0") is room.gpu("MIG-b") is part
     assert room.gpu("gpu1") is None
+
+
+def test_a_driver_that_hangs_is_told_in_time(tmp_path: Path) -> None:
+    """With a library that never comes back, asked by pynvml itself."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    source = tmp_path / "hangs.c"
+    source.write_text("int pause(void);\nint nvmlInitWithFlags(unsigned flags) { for (;;) pause(); }\n")
+    library = tmp_path / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", "from efserve.room import room_here; room_here(0.5)"],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+    )
+    assert done.stderr.splitlines()[-1] == (
+        "efserve.errors.LoadFailed: the NVIDIA driver did not tell of this machine's GPUs within 0.5 s; "
+        "see `efserve doctor`"
+    )

@@ -1,9 +1,14 @@
 """What a machine has to give to workers: cores by NUMA node, and GPUs. A value, and the one of this machine."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
 
 from efserve.devices.cpu import host_cpu
-from efserve.devices.gpu import MigSlice, gpus, is_named
+from efserve.devices.gpu import GpuFacts, MigSlice, gpu_facts, is_named
+from efserve.errors import LoadFailed
+
+DRIVER_DEADLINE_S = 10.0  # for the driver of the GPUs to tell of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +57,36 @@ class Room:
         return next((gpu for gpu in self.gpus if is_named(device, gpu.number, gpu.uuid)), None)
 
 
-def room_here() -> Room:
-    """The room of this machine, within the affinity and the control groups of this process."""
+def room_here(deadline_s: float = DRIVER_DEADLINE_S) -> Room:
+    """The room of this machine, within the affinity and the control groups of this process.
+
+    Raises LoadFailed where the driver of the GPUs does not tell of them in time.
+    """
     host = host_cpu()
     place_of = {core: place for place, group in enumerate(host.siblings) for core in group}
     nodes = (sorted(node.cores, key=lambda core: (place_of.get(core, core), core)) for node in host.numa_nodes)
     devices = []
-    for gpu in gpus():
+    for gpu in _asked(deadline_s).gpus:
         for device in gpu.mig_slices if gpu.mig_enabled else (gpu,):
             slice_index = device.index if isinstance(device, MigSlice) else None
             devices.append(Gpu(gpu.index, device.uuid, device.sm_count or 0, slice_index))
     return Room(tuple(map(tuple, nodes)), host.usable_cores, tuple(devices))
+
+
+def _asked(deadline_s: float) -> GpuFacts:
+    """What the driver tells; asked by a thread of its own, for a driver that hangs never comes back."""
+    answer: Future[GpuFacts] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(gpu_facts())
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is raised by who waits
+            answer.set_exception(exc)
+
+    Thread(target=ask, name="gpus", daemon=True).start()
+    try:
+        return answer.result(deadline_s)
+    except TimeoutError as exc:
+        raise LoadFailed(
+            f"the NVIDIA driver did not tell of this machine's GPUs within {deadline_s:g} s; see `efserve doctor`"
+        ) from exc
