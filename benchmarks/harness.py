@@ -166,8 +166,9 @@ def serving(root: Path, *options: str) -> Iterator[Server]:
             time.sleep(0.005)
         ready_s = time.monotonic() - started
         status = json.loads(ready.read_text())
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        yield Server(status["http"], status["grpc"], process.pid, ready_s, tuple(int(pid) for pid in children))
+        lists = Path(f"/proc/{process.pid}/task").glob("*/children")  # of the thread that started them
+        children = tuple(int(pid) for each in lists for pid in each.read_text().split())
+        yield Server(status["http"], status["grpc"], process.pid, ready_s, children)
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)

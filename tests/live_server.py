@@ -45,8 +45,8 @@ class RunningServer:
 
     @property
     def worker_pids(self) -> list[int]:
-        pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")  # of the thread that started them
+        return [int(child) for children in lists for child in children.read_text().split()]
 
     def says(self, text: str) -> bool:
         """True when a line with this text has been printed, now or within a while."""

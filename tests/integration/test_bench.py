@@ -67,7 +67,8 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    lists = Path(f"/proc/{pid}/task").glob("*/children")  # of the thread that started them
+    return [int(child) for children in lists for child in children.read_text().split()]
 
 
 def gone(descriptor: int, within_s: float) -> bool:

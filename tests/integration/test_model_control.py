@@ -270,6 +270,28 @@ def test_reloads_under_load_fail_nothing(tmp_path: Path) -> None:
         assert all(future.result() for future in running)
 
 
+def test_only_what_replaces_gives_way_while_it_loads(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    load = (
+        f"import os; open({str(told)!r}, 'a').write(f'{{os.sched_getscheduler(0)}} '"
+        " + (open('/proc/self/autogroup').read() if os.path.exists('/proc/self/autogroup') else '0') + '\\n')"
+    )
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    write(repository, "m", 1, code(2, load=load))
+    with explicit(repository, "--load-model", "m") as (server, client):
+        client.load_model("m")
+        assert factor_of(client, "m") == 2
+        first, second = (line.split() for line in told.read_text().splitlines() if line)
+        assert (first[0], first[-1]) == (str(os.SCHED_OTHER), "0")
+        if Path("/proc/self/autogroup").exists():
+            assert second[-1] == "19"
+        serving = max(server.worker_pids)
+        assert os.sched_getscheduler(serving) == os.SCHED_OTHER
+        if Path("/proc/self/autogroup").exists():
+            assert Path(f"/proc/{serving}/autogroup").read_text().split()[-1] == "0"
+
+
 def test_what_is_in_flight_ends_on_the_old_workers(tmp_path: Path) -> None:
     started, go = tmp_path / "started", tmp_path / "go"
     repository = tmp_path / "repository"

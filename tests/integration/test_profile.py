@@ -208,7 +208,8 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    lists = Path(f"/proc/{pid}/task").glob("*/children")  # of the thread that started them
+    return [int(child) for children in lists for child in children.read_text().split()]
 
 
 def resumed(folder: Path, before: bytes) -> Profile:

@@ -44,6 +44,7 @@ def test_an_instance_that_waits_to_restart_gives_up_with_the_version() -> None:
             _, going_on = await asyncio.wait(others, timeout=DEADLINE_S)
             assert not going_on
         assert not version.workers
+        assert not version.places
         await version.stop(0)
 
     uvloop.run(whole())

@@ -625,6 +625,23 @@ def test_a_start_without_descriptors_fails_and_leaves_nothing(tmp_path: Path) ->
     assert (mapped_areas(), open_areas(), children()) == (0, 0, set())
 
 
+def test_a_load_that_gives_way_ends_though_nothing_is_left_over() -> None:
+    async def whole() -> None:
+        desk = Desk(zoo_spec("echo"))
+        await desk.worker.start(4, gives_way=True)
+        await desk.worker.stop(DEADLINE_S)
+        assert desk.worker.ending == "exited with code 0"
+
+    spins = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(spins) for _ in range(2 * len(available_cores()))]
+    try:
+        uvloop.run(whole())
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def test_a_stop_ends_a_start(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "started")
 

@@ -156,7 +156,7 @@ class RepositoryControl:
             fresh = not any(version.state is VersionState.READY for version in self._catalog.versions(name))
             before = self._catalog.replace(name, versions) if fresh else []
             try:
-                await self._start(versions)
+                await self._start(versions, gives_way=not fresh)
             except BaseException:
                 self.allotment.restore(name, held)
                 await self._end(versions, candidate.place)
@@ -291,13 +291,13 @@ class RepositoryControl:
             for version in found
         ]
 
-    async def _start(self, versions: Collection[ServedVersion]) -> None:
+    async def _start(self, versions: Collection[ServedVersion], *, gives_way: bool = False) -> None:
         # First, for a worker that misses its daemon runs without it and says nothing.
         await self._shared.mps.start(partition for version in versions for partition in version.partitions)
 
         async def start(version: ServedVersion) -> None:
             async with self._starts:
-                await version.start()
+                await version.start(gives_way=gives_way)
 
         await asyncio.gather(*(start(version) for version in versions))
 

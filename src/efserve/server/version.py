@@ -79,6 +79,7 @@ class ServedVersion:
         self.state = VersionState.LOADING
         self.reason = ""
         self.workers: dict[int, Worker] = {}
+        self.places: dict[int, int] = {}  # of these workers: which of the partitions they are on
         self._options = options
         self._spec = WorkerSpec(
             config=found.config,
@@ -93,10 +94,10 @@ class ServedVersion:
         )
         self._router: Router | None = None
         self._planned = planned
-        self._places: dict[int, int] = {}  # of workers by number: which of the partitions they are on
         self._restarts = RestartPolicy()
         self._numbers = count()
         self._instance_tasks: list[asyncio.Task[None]] = []
+        self._gives_way = False  # until it serves
         self._is_timed = False  # the queue has delays or timeouts
         self._hold_requests = delay_scheduler()
         self._tracer = shared.tracer
@@ -124,12 +125,16 @@ class ServedVersion:
 
     def placements(self) -> list[Placement]:
         """One entry per worker process, by instance."""
-        by_place = sorted((self._places[number], number) for number in self.workers)
+        by_place = sorted((self.places[number], number) for number in self.workers)
         return [placement_of(self.name, self.version, place, self.workers[number]) for place, number in by_place]
 
-    async def start(self) -> None:
-        """Starts all instances; returns when each is ready or the version is unavailable."""
+    async def start(self, *, gives_way: bool = False) -> None:
+        """Starts all instances; returns when each is ready or the version is unavailable.
+
+        With `gives_way`, their loads leave the processors to the version that still serves.
+        """
         loop = asyncio.get_running_loop()
+        self._gives_way = gives_way
         started = [loop.create_future() for _ in self.partitions]
         self._instance_tasks = [
             loop.create_task(self._run_instance(place, future)) for place, future in enumerate(started)
@@ -241,7 +246,7 @@ class ServedVersion:
             before_kill=self._mps.before_kill(device),
         )
         self.workers[number] = worker
-        self._places[number] = place
+        self.places[number] = place
         with self._mps.attached(device, worker) as attachment:
             reason = await self._live(worker, number, died, started)
         return reason, attachment.is_struck
@@ -249,7 +254,8 @@ class ServedVersion:
     async def _live(self, worker: Worker, number: int, died: asyncio.Future[str], started: asyncio.Future[None]) -> str:
         try:
             try:
-                facts = await worker.start(self._options.load_timeout_s)
+                gives_way = self._gives_way and self.state is VersionState.LOADING
+                facts = await worker.start(self._options.load_timeout_s, gives_way=gives_way)
                 await self._mps.confirm(worker.spec.partition, facts.pid, facts.obtained)
             except LoadFailed as exc:
                 await worker.stop(0)
@@ -269,6 +275,7 @@ class ServedVersion:
             if worker.state is not WorkerState.READY:
                 await worker.stop(0)
                 self.workers.pop(number, None)
+                self.places.pop(number, None)
 
     def _log_remarks(self, facts: WorkerFacts) -> None:
         for remark in facts.remarks:
@@ -286,7 +293,7 @@ class ServedVersion:
                 self._router = Router(self.config, hold_requests=self._hold_requests if batching is not None else 0)
             self._is_timed = self._router.is_timed
             self._move(VersionState.READY)
-        terms = self._planned.terms(self._places[number]) if self._planned else None
+        terms = self._planned.terms(self.places[number]) if self._planned else None
         self._carry_out(self._router.worker_ready(number, self._spec.slots, time.monotonic_ns(), terms))
 
     def _overridden(self, config: ModelConfig) -> ModelConfig:
@@ -307,7 +314,7 @@ class ServedVersion:
         if actions:
             self._carry_out(actions)  # the worker gets its next batch before the answers are written
         if self._planned is not None:
-            self._planned.ended(self._places[number], now_ns)
+            self._planned.ended(self.places[number], now_ns)
         for request, outcome in zip(batch, outcomes, strict=True):
             request.done(outcome)
         if timing is not None:
@@ -330,7 +337,7 @@ class ServedVersion:
             now_ns = time.monotonic_ns()
             self._carry_out(self._router.worker_dead(number, now_ns))
             if self._planned is not None:
-                self._planned.ended(self._places[number], now_ns)
+                self._planned.ended(self.places[number], now_ns)
 
     def _carry_out(self, actions: Sequence[Action]) -> None:
         for action in actions:

@@ -23,6 +23,7 @@ from efserve.transport import messages
 from efserve.transport.arena import Area
 from efserve.transport.channel import Channel
 from efserve.worker.exchange import Exchange
+from efserve.worker.precedence import give_way
 from efserve.worker.process import ChildProcess
 from efserve.worker.spec import WorkerFacts, WorkerSpec
 
@@ -54,7 +55,7 @@ _MOVES = {
 
 
 class Worker:
-    """One worker process, to be used from the event loop that started it; it dies with the thread of that loop.
+    """One worker process, to be used from the event loop that started it; it dies with this process.
 
     `on_done(worker, slot, outcomes, timing)` answers each `send`, in the order of its requests; the slot is free again.
     `on_death(worker, reason)` comes once if a READY worker ends without `stop`; what it had not answered then, and what
@@ -110,18 +111,20 @@ class Worker:
         """Resident memory of the process; 0 when there is none."""
         return self._process.rss_bytes() if self._process else 0
 
-    async def start(self, deadline_s: float) -> WorkerFacts:
-        """Start the process and wait until it is READY.
+    async def start(self, deadline_s: float, *, gives_way: bool = False) -> WorkerFacts:
+        """Start the process and wait until it is READY; one that `gives_way` loads while the processors are free.
 
         Raises LoadFailed, with what is known of the reason, when it says that it cannot, ends, or is neither ready
         nor tells of progress for `deadline_s`; the process is gone by then.
         """
         self._move(WorkerState.STARTING)
         self._loop = asyncio.get_running_loop()
-        process = self._spawn()
+        process = await self._spawn()
         try:
             async with asyncio.timeout(deadline_s) as self._limit:
                 self._deadline_s = deadline_s
+                if gives_way:
+                    await give_way(process.pid, self._settled, deadline_s / 2)
                 await self._settled.wait()
         except TimeoutError:
             self._failure = self._failure or self._too_late(deadline_s)
@@ -154,6 +157,10 @@ class Worker:
         """End the process: let it answer what it has within `drain_s`, then SIGTERM, then SIGKILL. May be repeated."""
         if self.state is WorkerState.NEW:
             self._move(WorkerState.DEAD)
+        if self.state is WorkerState.STARTING and self._process is None:
+            self._move(WorkerState.STOPPING)
+        if self._process is None and self.state is WorkerState.STOPPING:  # there in a moment, and killed then
+            await self._settled.wait()
         if self.state is WorkerState.DEAD or self._process is None:
             return
         if self.state is WorkerState.READY:
@@ -192,7 +199,7 @@ class Worker:
             raise RuntimeError(f"{self!r} cannot become {state.value}")
         self.state = state
 
-    def _spawn(self) -> ChildProcess:
+    async def _spawn(self) -> ChildProcess:
         self._start_s = monotonic()
         try:
             self._channel, theirs = Channel.pair()
@@ -203,18 +210,22 @@ class Worker:
                 self._outputs = [self._area() for _ in range(self.spec.slots)]
                 pairs = zip(self._inputs, self._outputs, strict=True)
                 fds = [theirs.fileno(), request.fileno(), *[area.fileno() for pair in pairs for area in pair]]
-                self._process = ChildProcess(
-                    self._loop,
+                self._process = await ChildProcess.start(
                     ["efserve.worker", self._name, str(os.getpid()), *map(str, fds)],
                     fds=fds,
                     environment=entry.environment(self.spec.partition, spin=self.spec.spin),
                     on_exit=self._exited,
                 )
         except OSError as error:
-            self._let_go()
-            self._move(WorkerState.DEAD)
             raise LoadFailed(f"cannot start a worker process: {error}") from error
+        finally:
+            if self._process is None:
+                self._let_go()
+                self._move(WorkerState.DEAD)
+                self._settled.set()
         self._loop.add_reader(self._channel.fileno(), self._receive)
+        if self.state is WorkerState.STOPPING:
+            self.kill()
         return self._process
 
     def _area(self) -> Area:

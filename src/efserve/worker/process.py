@@ -7,10 +7,11 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from efserve.worker.spawning import spawn
 
 _TAIL_BYTES = 8192
 _TAIL_LINES = 50
@@ -25,46 +26,52 @@ class ChildProcess:
     Everything that it prints is read, always, so that a chatty model never blocks; the last lines are kept.
     """
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        arguments: Sequence[str],
-        *,
-        fds: Sequence[int],
-        environment: dict[str, str],
-        on_exit: Callable[[], None],
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, pid: int, stderr: int, on_exit: Callable[[], None]) -> None:
+        """`pid` is a child of this process that leads a session; the descriptor `stderr` belongs to this from here on.
+
+        Where that fails, the process is killed and OSError raised.
+        """
         self.exited = asyncio.Event()
+        self.pid = pid
         self._loop = loop
         self._on_exit = on_exit
         self._tail = b""
-        self._stderr, child_stderr = os.pipe()
-        os.set_blocking(self._stderr, False)
+        self._stderr = stderr
+        self._code: int | None = None
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", *arguments],  # -P: what lies in the current folder shadows no library
-                pass_fds=fds,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=child_stderr,
-                stderr=child_stderr,
-                start_new_session=True,  # Ctrl-C on the terminal does not reach it
-            )
+            self._pidfd = os.pidfd_open(pid)
         except OSError:
-            os.close(self._stderr)
-            raise
-        finally:
-            os.close(child_stderr)
-        self.pid = self._process.pid
-        try:
-            self._pidfd = os.pidfd_open(self.pid)
-        except OSError:
-            self._process.kill()
-            self._process.wait()
-            os.close(self._stderr)
+            _end(pid)
+            os.close(stderr)
             raise
         loop.add_reader(self._stderr, self._drain)
         loop.add_reader(self._pidfd, self._reap)
+
+    @classmethod
+    async def start(
+        cls, arguments: Sequence[str], *, fds: Sequence[int], environment: dict[str, str], on_exit: Callable[[], None]
+    ) -> "ChildProcess":
+        """Start `python -m` with these arguments; OSError where that cannot be. What is cancelled starts none."""
+        # -P: what lies in the current folder shadows no library
+        command = [sys.executable, "-P", "-m", *arguments]
+        stderr, child_stderr = os.pipe()
+        with contextlib.ExitStack() as lent, contextlib.ExitStack() as kept:
+            kept.callback(os.close, stderr)
+            lent.callback(os.close, child_stderr)
+            os.set_blocking(stderr, False)
+            nothing = os.open(os.devnull, os.O_RDWR)
+            lent.callback(os.close, nothing)
+            standard = (nothing, child_stderr, child_stderr)
+            spawned = asyncio.wrap_future(spawn(command, environment=environment, standard=standard, fds=fds))
+            try:
+                pid = await asyncio.shield(spawned)
+            except asyncio.CancelledError:  # it is under way, and there in a moment
+                await asyncio.wait((spawned,))
+                if spawned.exception() is None:
+                    _end(spawned.result())
+                raise
+            kept.pop_all()
+        return cls(asyncio.get_running_loop(), pid, stderr, on_exit)
 
     def __repr__(self) -> str:
         return f"<ChildProcess {self.pid} {self.ending or 'running'}>"
@@ -72,7 +79,7 @@ class ChildProcess:
     @property
     def ending(self) -> str:
         """How it ended: "killed by SIGKILL", "exited with code 3"; empty while it runs."""
-        code = self._process.returncode
+        code = self._code
         if code is None:
             return ""
         if code >= 0:
@@ -125,7 +132,7 @@ class ChildProcess:
     def _reap(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # what it started; safe, for its id is not free before it is reaped
-        self._process.wait()
+        self._code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         for fd in (self._pidfd, self._stderr):
             self._loop.remove_reader(fd)
         for _ in range(_TAIL_READS):  # what it said last; who else holds the pipe may never close it
@@ -135,3 +142,9 @@ class ChildProcess:
         os.close(self._stderr)
         self.exited.set()
         self._on_exit()
+
+
+def _end(pid: int) -> None:
+    """Of a child that has only just started."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
