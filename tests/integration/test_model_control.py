@@ -285,7 +285,7 @@ def test_only_what_replaces_gives_way_while_it_loads(tmp_path: Path) -> None:
         first, second = (line.split() for line in told.read_text().splitlines() if line)
         assert (first[0], first[-1]) == (str(os.SCHED_OTHER), "0")
         if Path("/proc/self/autogroup").exists():
-            assert second[-1] == "19"
+            assert second[-1] in ("19", "10", "5")  # ever more, where nothing is left over
         serving = max(server.worker_pids)
         assert os.sched_getscheduler(serving) == os.SCHED_OTHER
         if Path("/proc/self/autogroup").exists():
