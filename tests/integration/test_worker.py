@@ -674,6 +674,26 @@ def test_a_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
     assert (mapped_areas(), open_areas(), children()) == (0, 0, set())
 
 
+def test_a_start_that_has_only_just_begun_ends_as_well() -> None:
+    async def whole() -> None:
+        desks = [Desk(zoo_spec("echo")) for _ in range(2)]
+        stopped, cancelled = (asyncio.create_task(desk.worker.start(DEADLINE_S)) for desk in desks)
+        await asyncio.sleep(0)
+        assert [desk.worker.pid for desk in desks] == [0, 0]
+        cancelled.cancel()
+        await desks[0].worker.stop(DEADLINE_S)
+        with pytest.raises(LoadFailed, match="stopped while it was starting"):
+            await stopped
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert {desk.worker.state for desk in desks} == {WorkerState.DEAD}
+
+    before = open_descriptors()
+    uvloop.run(whole())
+    assert (mapped_areas(), open_areas(), children()) == (0, 0, set())
+    assert len(open_descriptors()) <= len(before)
+
+
 def script_spec(repository: Path, model: str) -> WorkerSpec:
     pytest.importorskip("torch")
     import torchscript_models
