@@ -1,6 +1,7 @@
 """Each CPU engine in a worker beside its runtime called directly in a loop: what the worker adds to an inference.
 
     python benchmarks/engines.py [--models cnn,resnet18,resnet50] [--engines onnx,torchscript,openvino] [--rounds 15]
+        [--repository FOLDER]    keeps the models there for the next run
 
 A worker process of efserve (batches in shared memory, one running and one waiting, so that it never sleeps; the time
 that the worker itself takes for one) and a plain Python process that calls the runtime in a loop take turns, on
@@ -12,6 +13,9 @@ adds. Weights are random: they do not matter here.
 import argparse
 import asyncio
 import json
+import mmap
+import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -46,16 +50,24 @@ SHAPES = {"cnn": (1, 28, 28), "resnet18": (3, 224, 224), "resnet50": (3, 224, 22
 
 def direct(engine: str, path: str, rows: int, name: str) -> None:
     """Each line on stdin is a number of runs, answered by their times in ms as JSON: the runtime, and nothing else."""
-    array = np.random.default_rng(0).standard_normal((rows, *SHAPES[name]), np.float32)
+    shared, control = mmap.mmap(int(sys.argv[-2]), 0), socket.socket(fileno=int(sys.argv[-1]))
+    data = np.random.default_rng(0).standard_normal((rows, *SHAPES[name]), np.float32)
+    array = np.frombuffer(shared, np.float32, data.size).reshape(data.shape)
+    array[:] = data
     run = {"onnx": onnx_loop, "torchscript": torchscript_loop, "openvino": openvino_loop}[engine](path, array)
     for _ in range(5):
         run()
     for line in sys.stdin:
+        is_fed, runs = json.loads(line)
         times = []
-        for _ in range(int(line)):
+        for _ in range(runs):
+            if is_fed:
+                control.recv(64)
             begun = time.perf_counter()
             run()
             times.append(1e3 * (time.perf_counter() - begun))
+            if is_fed:
+                control.send(b"done")
         print(json.dumps(times), flush=True)
 
 
@@ -96,35 +108,64 @@ def openvino_loop(path: str, array: Any) -> Callable[[], object]:
 class Direct:
     """The other side: a process that lives as long as the block."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(
+        self, process: "subprocess.Popen[str]", data: bytes, shared: mmap.mmap, control: socket.socket
+    ) -> None:
         self._process = process
+        self._data = data
+        self._shared = shared
+        self._control = control
 
     def times_ms(self, runs: int) -> list[float]:
         """The times of so many runs."""
+        self._ask(False, runs)
+        return self._answer()
+
+    def fed_ms(self, runs: int) -> list[float]:
+        """The same where each run is asked for, one ahead, and its input and answer copied meanwhile."""
+        self._ask(True, runs)
+        for sent in range(runs + 1):
+            if sent < runs:
+                self._shared[: len(self._data)] = self._data
+                self._control.send(b"run")
+            if sent:
+                self._control.recv(64)
+                bytes(self._shared[:1024])
+        return self._answer()
+
+    def _ask(self, is_fed: bool, runs: int) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{runs}\n")
+        self._process.stdin.write(f"{json.dumps([is_fed, runs])}\n")
         self._process.stdin.flush()
+
+    def _answer(self) -> list[float]:
+        assert self._process.stdout is not None
         found: list[float] = json.loads(self._process.stdout.readline())
         return found
 
 
 @contextmanager
-def direct_process(engine: str, path: Path, rows: int, name: str) -> Iterator[Direct]:
+def direct_process(engine: str, path: Path, rows: int, name: str, data: bytes) -> Iterator[Direct]:
     """The runtime in a process with the environment of a worker."""
+    memory = os.memfd_create("engines")
+    os.ftruncate(memory, max(len(data), 4096))
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     words = [sys.executable, __file__, "--direct", engine, str(path), str(rows), name]
     process = subprocess.Popen(
-        words,
+        [*words, str(memory), str(theirs.fileno())],
         env=environment(Partition(threads=1)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        pass_fds=(memory, theirs.fileno()),
         start_new_session=True,  # as a worker: Linux may share the processor out by sessions
     )
-    with process:
+    theirs.close()
+    with process, ours:
         try:
-            yield Direct(process)
+            yield Direct(process, data, mmap.mmap(memory, 0), ours)
         finally:
+            os.close(memory)
             assert process.stdin is not None
             process.stdin.close()
 
@@ -138,20 +179,21 @@ async def compare(repository: Path, name: str, engine: str, rows: int, rounds: i
     request = InferRequest((data,), ((rows, *SHAPES[name]),), rows, "", lambda outcome: None)
     file = version.folder / folder.filename(engine)
     async with started(spec) as (worker, _, feeder):
-        with direct_process(engine, file, rows, name) as other:
+        with direct_process(engine, file, rows, name, data) as other:
             runs = await runs_in_a_turn(feeder, worker, request, other)
             mine, theirs = list[float](), list[float]()
-            ratios = []
+            ratios, to_fed = [], []
             for _ in range(rounds):
                 batches = await feeder.feed(worker, request, 2, runs, 0.0)
                 spans, times = [batch.span_ms for batch in batches], other.times_ms(runs)
                 ratios.append(statistics.median(spans) / statistics.median(times))
+                to_fed.append(statistics.median(spans) / statistics.median(other.fed_ms(runs)))
                 mine += spans
                 theirs += times
     quiet = float(np.percentile(mine, 25) / np.percentile(theirs, 25))
     print(
         f"{engine:12} {name:9} {rows:5} {statistics.median(mine):10.3f} {statistics.median(theirs):10.3f} "
-        f"{statistics.median(ratios):7.3f} {quiet:7.3f}",
+        f"{statistics.median(ratios):7.3f} {quiet:7.3f} {statistics.median(to_fed):7.3f}",
         flush=True,
     )
 
@@ -184,22 +226,25 @@ def cnn() -> nn.Module:
 def main() -> None:
     """Parses the options, makes the models, prints the table."""
     if sys.argv[1:2] == ["--direct"]:
-        engine, path, count, name = sys.argv[2:]
+        engine, path, count, name = sys.argv[2:6]
         direct(engine, path, int(count), name)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--repository", type=Path, help="Where the models are kept, made if they are not there.")
     options = parser.parse_args()
     names = options.models.split(",")
-    with tempfile.TemporaryDirectory(prefix="efserve-") as folder:
-        make_models(Path(folder), names)
-        print(f"{'engine':12} {'model':9} {'batch':>5} {'worker ms':>10} {'direct ms':>10} {'ratio':>7} {'quiet':>7}")
+    with tempfile.TemporaryDirectory(prefix="efserve-") as temporary:
+        repository = options.repository or Path(temporary)
+        make_models(repository, [name for name in names if not (repository / name).exists()])
+        heads = ("worker ms", "direct ms", "ratio", "quiet", "to fed")
+        print(f"{'engine':12} {'model':9} {'batch':>5} " + "{:>10} {:>10} {:>7} {:>7} {:>7}".format(*heads), flush=True)
         for engine in options.engines.split(","):
             for name in names:
                 for rows in BATCHES:
-                    asyncio.run(compare(Path(folder), name, engine, rows, options.rounds))
+                    asyncio.run(compare(repository, name, engine, rows, options.rounds))
 
 
 if __name__ == "__main__":

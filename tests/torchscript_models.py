@@ -29,6 +29,20 @@ class InPlace(nn.Module):
         return x.add_(1)
 
 
+class OneRow(nn.Module):
+    """Answers one row, whatever the batch."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x[:1]
+
+
+class Double(nn.Module):
+    """Answers in another type than its input's."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x.double()
+
+
 class Net(nn.Module):
     """A convolution with its normalisation, and the mean; takes image FP32 [n, 3, 8, 8]."""
 

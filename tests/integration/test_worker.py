@@ -756,6 +756,23 @@ def test_a_torchscript_model_that_fails(tmp_path: Path) -> None:
     assert "\n" not in reason
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("OneRow", "output 'second' has shape [1, 4], expected [2, 4] for a batch of 2"),
+        ("Double", "output 'second' is float64, the config says FP32"),
+    ],
+)
+def test_torchscript_outputs_that_are_not_what_the_config_says(tmp_path: Path, model: str, message: str) -> None:
+    """They would go into shared memory without a word: libtorch repeats rows and converts types where it copies."""
+
+    async def body(desk: Desk) -> None:
+        (outcome,) = await desk.ask(request(rows(2)))
+        assert str(outcome) == message
+
+    run(replace(script_spec(tmp_path, model), warmup=False), body)
+
+
 def test_forty_lives_leave_nothing() -> None:
     """Eight at a time; half of them stop, half are killed."""
 

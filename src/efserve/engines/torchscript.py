@@ -13,9 +13,9 @@ import torch
 
 from efserve.engines.base import Engine, Remark, Source
 from efserve.engines.cuda_torch import load_on_gpu, select_outputs
-from efserve.errors import LoadFailed
+from efserve.errors import InferenceFailed, LoadFailed
 from efserve.model_config import FileSignature, ModelConfig
-from efserve.tensors import Array
+from efserve.tensors import Array, TensorSpec
 
 
 class TorchScriptEngine:
@@ -28,25 +28,42 @@ class TorchScriptEngine:
     def __init__(self, module: Any, config: ModelConfig) -> None:
         self.config = config
         self.version = f"torch {torch.__version__}"
-        self._module = module
-        self._bf16_inputs = [spec.datatype == "BF16" for spec in config.inputs]
+        self._forward = module.forward  # without the hooks that a call of the module looks for: 1 us less
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Run the module; a tensor, a tuple, a list (by position) or a dict (by name) of tensors comes back."""
-        tensors = [
-            torch.from_numpy(array).view(torch.bfloat16) if bf16 else torch.from_numpy(array)
-            for array, bf16 in zip(inputs, self._bf16_inputs, strict=True)
-        ]
+        tensors = _tensors(inputs, self.config.inputs)
         with torch.inference_mode():
-            answer = self._module(*tensors)
+            answer = self._forward(*tensors)
         return [_array(tensor) for tensor in select_outputs(answer, self.config.outputs)]
 
     def bind(self, inputs: Sequence[Array], outputs: Sequence[Array]) -> Callable[[], object] | None:
-        """Never: libtorch makes its own outputs."""
+        """A run over tensors that are made once; libtorch's outputs are copied. Saves 8 us of a small model's 250."""
+        forward, specs = self._forward, self.config.outputs
+        sources, targets = _tensors(inputs, self.config.inputs), _tensors(outputs, specs)
+
+        def run() -> None:
+            with torch.inference_mode():
+                answers = select_outputs(forward(*sources), specs)
+                for spec, target, answer in zip(specs, targets, answers, strict=True):
+                    if answer.shape != target.shape or answer.dtype is not target.dtype:
+                        raise self._unexpected(spec, target, answer)
+                    target.copy_(answer)
+
+        return run
 
     def close(self) -> None:
         """Free the module."""
-        del self._module
+        del self._forward
+
+    def _unexpected(self, spec: TensorSpec, target: torch.Tensor, answer: torch.Tensor) -> InferenceFailed:
+        if answer.dtype is not target.dtype:
+            found = str(answer.dtype).removeprefix("torch.")
+            return InferenceFailed(f"output '{spec.name}' is {found}, the config says {spec.datatype}")
+        return InferenceFailed(
+            f"output '{spec.name}' has shape {list(answer.shape)}, expected {list(target.shape)}"
+            + (f" for a batch of {target.shape[0]}" if self.config.batches else "")
+        )
 
 
 def load(source: Source) -> Engine:
@@ -71,6 +88,14 @@ def _optimized(module: Any) -> Any:
         return torch.jit.optimize_for_inference(module)
     except RuntimeError:  # frozen already, or made of what the optimizer cannot take: it runs as it is
         return module
+
+
+def _tensors(arrays: Sequence[Array], specs: Sequence[TensorSpec]) -> list[torch.Tensor]:
+    """Over the same memory."""
+    return [
+        torch.from_numpy(array).view(torch.bfloat16) if spec.datatype == "BF16" else torch.from_numpy(array)
+        for array, spec in zip(arrays, specs, strict=True)
+    ]
 
 
 def _array(tensor: torch.Tensor) -> Array:
