@@ -11,7 +11,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 import onnx_models
 from efserve.engines import base
 from efserve.engines.base import Source
-from efserve.engines.cuda_driver import CudaDriver
+from efserve.engines.cuda_device import DriverDevice
 from efserve.engines.onnx import OnnxEngine
 from efserve.engines.onnx_providers import (
     CPU,
@@ -33,7 +33,7 @@ from efserve.libcuda import Libcuda
 from efserve.model_config import FileSignature, ModelConfig
 from efserve.partition import Partition
 from efserve.tensors import TensorSpec
-from fake_cuda import StandInDriver
+from fake_cuda import HostDevice, StandInDriver
 
 GPU = Partition(device="GPU-1", memory_limit_bytes=2**30)
 
@@ -101,6 +101,9 @@ def test_options_of_the_providers() -> None:
     assert tensorrt[1]["trt_profile_opt_shapes"] == "a:8x3,b:8x128"
     assert tensorrt[1]["trt_profile_max_shapes"] == "a:16x3,b:16x512"
     assert with_options((CPU,), Partition(), (), "", Path()) == [CPU]
+    assert "user_compute_stream" not in cuda[1]
+    for each in with_options((TENSORRT, CUDA), GPU, ranges, "", Path("here"), stream=7):
+        assert each[1]["user_compute_stream"] == "7"  # type: ignore[index]  # these two have options
 
 
 def test_providers_that_are_not_there_or_do_not_start() -> None:
@@ -163,16 +166,18 @@ def test_a_gpu_is_not_replaced_by_the_cpu(tmp_path: Path) -> None:
         base.load("onnx", Source(folder, ModelConfig("m"), GPU))
 
 
-def test_a_run_that_takes_the_gpu_with_it_is_told_apart(tmp_path: Path) -> None:
-    folder = onnx_models.save(tmp_path, "m", onnx_models.identity(4))
+def on_a_device(folder: Path, device: HostDevice) -> OnnxEngine:
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=[CPU])
     specs = (TensorSpec("input", "FP32", (4,)),), (TensorSpec("output", "FP32", (4,)),)
-    config = ModelConfig("m", "onnx", 4, *specs)
     whole = FileSignature(*((TensorSpec(each.name, "FP32", (-1, 4)),) for (each,) in specs))
+    return OnnxEngine(session, ModelConfig("m", "onnx", 4, *specs), whole, (), device)
+
+
+def test_a_run_that_takes_the_gpu_with_it_is_told_apart(tmp_path: Path) -> None:
+    folder = onnx_models.save(tmp_path, "m", onnx_models.identity(4))
     wrong = np.zeros((1, 5), np.float32)  # as if a kernel had failed
-    for fails, expected in (("", (InvalidArgument, RuntimeError)), ("cuCtxSynchronize", DeviceLost)):
-        driver = CudaDriver(Libcuda(StandInDriver(fails=fails)))
-        engine = OnnxEngine(session, config, whole, (), driver)
+    for is_lost, expected in ((False, (InvalidArgument, RuntimeError)), (True, DeviceLost)):
+        engine = on_a_device(folder, HostDevice(is_lost))
         (found,) = engine.infer([np.ones((2, 4), np.float32)])
         assert found.tolist() == [[1] * 4] * 2
         with pytest.raises(expected):
@@ -181,3 +186,57 @@ def test_a_run_that_takes_the_gpu_with_it_is_told_apart(tmp_path: Path) -> None:
         assert run is not None
         with pytest.raises(expected):
             run()
+
+
+def test_bound_tensors_stay_on_the_device(tmp_path: Path) -> None:
+    device = HostDevice()
+    engine = on_a_device(onnx_models.save(tmp_path, "m", onnx_models.identity(4)), device)
+    runs = {}
+    for rows in (1, 2, 1):
+        source, target = np.full((rows, 4), rows, np.float32), np.zeros((rows, 4), np.float32)
+        run = engine.bind([source], [target])
+        assert run is not None
+        runs[rows] = (run, source, target)
+    assert device.calls == ["allocate 16", "allocate 16", "allocate 32", "allocate 32"]  # two rows need new places
+    for rows, (run, source, target) in runs.items():
+        del device.calls[:]
+        source[:] += 10
+        run()
+        assert device.calls == ["in", "mark 0", "mark 1", "out", "wait"]
+        assert target.tolist() == [[rows + 10] * 4] * rows
+        assert engine.device_ns == device.compute_ns
+    engine.infer([np.ones((1, 4), np.float32)])
+    assert engine.device_ns == 0  # of tensors that are not bound, copies are not told apart
+    engine.close()
+    assert device.calls[-1] == "close"
+
+
+def test_the_device_by_its_driver() -> None:
+    library = StandInDriver()
+    device = DriverDevice(Libcuda(library))
+    address, array = device.allocate(16), np.zeros(4, np.float32)
+    device.mark(0)
+    device.copy_in(address, array)
+    device.mark(1)
+    device.copy_out(array, address)
+    assert device.wait() == 0
+    device.synchronize()
+    device.close()
+    assert library.calls == [
+        "cuInit",
+        "cuStreamCreate",
+        *["cuEventCreate"] * 2,
+        "cuMemAlloc_v2",
+        "cuEventRecord",
+        "cuMemcpyHtoDAsync_v2",
+        "cuEventRecord",
+        "cuMemcpyDtoHAsync_v2",
+        "cuStreamSynchronize",
+        "cuEventElapsedTime",
+        "cuCtxSynchronize",
+        "cuMemFree_v2",
+        *["cuEventDestroy_v2"] * 2,
+        "cuStreamDestroy_v2",
+    ]
+    with pytest.raises(OSError, match=r"cuMemAlloc_v2: operation not permitted .* \(error 900\)"):
+        DriverDevice(Libcuda(StandInDriver(fails="cuMemAlloc_v2"))).allocate(16)

@@ -1,15 +1,15 @@
 """ONNX models by onnxruntime, on the CPU or a GPU.
 
 Binding the session to shared memory halves the cost of a small batch and of the bytes of a large one (measured against
-`session.run` and a copy), so static tensors are bound; strings and free output shapes take `session.run`. On a GPU the
-same binding has onnxruntime copy between that memory, page-locked, and the device.
+`session.run` and a copy), so static tensors are bound; strings and free output shapes take `session.run`. On a GPU they
+are bound to the device's memory, and copied from and to shared memory, page-locked (`onnx_cuda.py`).
 """
 
 import ctypes
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +18,16 @@ import onnxruntime
 from efserve.config import kept_forms
 from efserve.engines import onnx_providers as providers
 from efserve.engines.base import Remark, Source
-from efserve.engines.cuda_driver import CudaDriver, load_driver
+from efserve.engines.cuda_device import DriverDevice
+from efserve.engines.cuda_driver import CudaDriver
 from efserve.engines.cuda_pins import Pins
-from efserve.engines.device_lost import check_device
+from efserve.engines.onnx_cuda import Device, DeviceRuns
 from efserve.engines.onnx_kept import disabled_optimizers, kept_session
 from efserve.engines.shape_ranges import shape_ranges
 from efserve.errors import InferenceFailed, LoadFailed
+from efserve.libcuda import open_libcuda
 from efserve.model_config import FileSignature, ModelConfig
 from efserve.tensors import NUMPY_DTYPES, Array, TensorSpec
-
-Result = TypeVar("Result")
 
 _CAN_TELL = hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info")
 _ERRORS_ONLY = 3
@@ -53,9 +53,8 @@ _ELEMENT_TYPES = dict(_DATATYPES.values())
 
 
 class OnnxEngine:
-    """One inference session."""
+    """One inference session; on a GPU with its device, and pins for shared memory."""
 
-    device_ns = 0
     warmup_runs = 1
 
     def __init__(
@@ -64,12 +63,13 @@ class OnnxEngine:
         config: ModelConfig,
         signature: FileSignature,
         remarks: Sequence[Remark] = (),
-        driver: CudaDriver | None = None,
+        device: Device | None = None,
+        pins: Pins | None = None,
     ) -> None:
         self.config = config
         self._remarks = remarks
-        self._driver = driver  # on a GPU
-        self._pins = Pins(driver) if driver is not None else None
+        self._runs = DeviceRuns(session, device) if device is not None else None
+        self._pins = pins
         self.version = f"onnxruntime {onnxruntime.__version__}"
         self._session = session
         self._input_names = [spec.name for spec in config.inputs]
@@ -80,6 +80,11 @@ class OnnxEngine:
         self._needs_pointers = "BF16" in datatypes  # numpy has no such dtype
 
     @property
+    def device_ns(self) -> int:
+        """How long the GPU computed in the last run, copies not counted; 0 where tensors are not bound, and on CPUs."""
+        return self._runs.device_ns if self._runs is not None else 0
+
+    @property
     def remarks(self) -> Sequence[Remark]:
         """Which provider runs the nodes, and whether the GPU copies at its best."""
         if self._pins is None or not self._pins.problem:
@@ -88,9 +93,9 @@ class OnnxEngine:
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Run the session; outputs are new arrays."""
-        if self._driver is None:
+        if self._runs is None:
             return self._infer(inputs)
-        return self._checked(partial(self._infer, inputs), self._driver)
+        return self._runs.checked(partial(self._infer, inputs))
 
     def _infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
         if self._needs_pointers:
@@ -107,25 +112,20 @@ class OnnxEngine:
             return None
         if self._pins is not None:
             self._pins.ensure((*inputs, *outputs))
+        if self._runs is not None:
+            return self._runs.bind(_tensors(self.config.inputs, inputs), _tensors(self.config.outputs, outputs))
         binding = self._bound_inputs(inputs)
         for spec, array in zip(self.config.outputs, outputs, strict=True):
             binding.bind_output(spec.name, "cpu", 0, _ELEMENT_TYPES[spec.datatype], array.shape, array.ctypes.data)
-        run = partial(self._session.run_with_iobinding, binding)
-        return run if self._driver is None else partial(self._checked, run, self._driver)
+        return partial(self._session.run_with_iobinding, binding)
 
     def close(self) -> None:
-        """End the session."""
+        """End the session, which uses the device's stream, then give back what it used."""
         del self._session
         if self._pins is not None:
             self._pins.release()
-
-    def _checked(self, run: Callable[[], Result], driver: CudaDriver) -> Result:
-        """A run on a GPU; DeviceLost where it takes the GPU with it."""
-        try:
-            return run()
-        except Exception as error:
-            check_device(error, driver.synchronize)
-            raise
+        if self._runs is not None:
+            self._runs.close()
 
     def _bound_inputs(self, inputs: Sequence[Array]) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
@@ -146,7 +146,8 @@ def load(source: Source) -> OnnxEngine:
     names = providers.wanted(source.partition, source.config.parameters, source.config.name)
     providers.check_there(names, onnxruntime.get_available_providers(), onnxruntime.__version__)
     onnxruntime.set_default_logger_severity(_ERRORS_ONLY)
-    session = _open(source, names)
+    device, pins = _device() if source.partition.is_gpu else (None, None)
+    session = _open(source, names, device)
     providers.check_taken(names, session.get_providers())
     if cores := source.partition.thread_cores:  # the others have theirs from the session's options
         os.sched_setaffinity(0, cores[:1])
@@ -157,11 +158,17 @@ def load(source: Source) -> OnnxEngine:
     outputs = [node for node in session.get_outputs() if not stated or node.name in stated or node.type in _DATATYPES]
     signature = FileSignature(_specs(session.get_inputs(), "input"), _specs(outputs, "output"))
     remarks = (providers.remark(nodes, names, onnxruntime.__version__),)
-    driver = load_driver() if source.partition.is_gpu else None
-    return OnnxEngine(session, source.settle(signature), signature, remarks, driver)
+    return OnnxEngine(session, source.settle(signature), signature, remarks, device, pins)
 
 
-def _open(source: Source, names: Sequence[str]) -> onnxruntime.InferenceSession:
+def _device() -> tuple[Device, Pins]:
+    """The process's GPU with a stream, which the session is to use, and what page-locks memory for it."""
+    libcuda = open_libcuda()
+    driver = CudaDriver(libcuda)  # which makes a context current
+    return DriverDevice(libcuda), Pins(driver)
+
+
+def _open(source: Source, names: Sequence[str], device: Device | None) -> onnxruntime.InferenceSession:
     """On the CPU a session over the optimized graph of an earlier load, where there is one or it can be kept."""
     path = source.file("model.onnx")
     options = partial(_options, source)
@@ -170,7 +177,7 @@ def _open(source: Source, names: Sequence[str]) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(
         str(path),
         options(),
-        providers=_with_options(names, source),
+        providers=_with_options(names, source, device.stream if device is not None else 0),
         disabled_optimizers=disabled_optimizers(path, source.config),
     )
 
@@ -191,14 +198,14 @@ def _options(source: Source) -> onnxruntime.SessionOptions:
     return options
 
 
-def _with_options(names: Sequence[str], source: Source) -> providers.Providers:
+def _with_options(names: Sequence[str], source: Source, stream: int) -> providers.Providers:
     config = source.config
     ranges = shape_ranges(config) if providers.TENSORRT in names and config.inputs else ()
     precision = config.parameters.get("precision", "")
     cache = kept_forms().user_folder / "onnxruntime-tensorrt"  # not beside the model: what is found there is run
     if providers.TENSORRT in names:
         cache.mkdir(parents=True, exist_ok=True)
-    return providers.with_options(names, source.partition, ranges, precision, cache)
+    return providers.with_options(names, source.partition, ranges, precision, cache, stream)
 
 
 def _specs(nodes: Sequence[onnxruntime.NodeArg], kind: str) -> tuple[TensorSpec, ...]:
@@ -209,6 +216,10 @@ def _specs(nodes: Sequence[onnxruntime.NodeArg], kind: str) -> tuple[TensorSpec,
         dims = tuple(dim if isinstance(dim, int) else -1 for dim in node.shape)
         specs.append(TensorSpec(node.name, _DATATYPES[node.type][0], dims))
     return tuple(specs)
+
+
+def _tensors(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> list[tuple[str, int, Array]]:
+    return [(spec.name, _ELEMENT_TYPES[spec.datatype], array) for spec, array in zip(specs, arrays, strict=True)]
 
 
 def _has_static_outputs(config: ModelConfig, signature: FileSignature) -> bool:

@@ -49,9 +49,14 @@ def wanted(partition: Partition, parameters: dict[str, str], model: str) -> tupl
 
 
 def with_options(
-    names: Sequence[str], partition: Partition, ranges: Sequence[ShapeRange], precision: str, cache: Path
+    names: Sequence[str],
+    partition: Partition,
+    ranges: Sequence[ShapeRange],
+    precision: str,
+    cache: Path,
+    stream: int = 0,
 ) -> Providers:
-    """The providers as a session takes them; the process sees one GPU, so it is device 0."""
+    """The providers as a session takes them; the process sees one GPU, so it is device 0. They compute on `stream`."""
     options: dict[str, dict[str, str]] = {
         CUDA: {
             "device_id": "0",
@@ -71,6 +76,9 @@ def with_options(
             **_profile(ranges),
         },
     }
+    if stream:
+        for each in options.values():
+            each["user_compute_stream"] = str(stream)
     if partition.memory_limit_bytes:
         options[CUDA]["gpu_mem_limit"] = str(partition.memory_limit_bytes)
     return [(name, options[name]) if name in options else name for name in names]
