@@ -14,6 +14,7 @@ from efserve.errors import DeviceLost, InferenceFailed, LoadFailed
 from efserve.tensors import NUMPY_DTYPES, Array, Shape, TensorSpec
 
 BASE = 1 << 20
+SCRATCH = 1 << 30
 
 
 @dataclass
@@ -25,8 +26,11 @@ class MemoryDevice:
     lost: bool = False
     memory: bytearray = field(default_factory=bytearray)
     calls: list[str] = field(default_factory=list)
+    is_capturing: bool = False
 
     def allocate(self, size_bytes: int) -> int:
+        if self.memory:
+            return SCRATCH
         self.memory = bytearray(size_bytes)
         return BASE
 
@@ -58,7 +62,9 @@ class MemoryDevice:
             raise OSError(self.capture_fails)
         self.calls.append("capture")
         before = len(self.calls)
+        self.is_capturing = True
         work()
+        self.is_capturing = False
         del self.calls[before:]  # captured, not run
 
         def launch() -> None:
@@ -82,11 +88,29 @@ class Doubling:
     inputs: tuple[TensorSpec, ...] = (TensorSpec("x", "FP32", (-1, -1)),)
     outputs: tuple[TensorSpec, ...] = (TensorSpec("y", "FP32", (-1, -1)),)
     ranges: tuple[ShapeRange, ...] = (ShapeRange("x", (1, 2), (4, 4), (8, 16)),)
+    scratch_bytes: int = 64
+    scratch: int = 0
+    others: list["Doubling"] = field(default_factory=list)
+    is_closed: bool = False
+    has_run: bool = False  # since its shape was set
+    is_captured: bool = False
     shapes: dict[str, Shape] = field(default_factory=dict)
     addresses: dict[str, int] = field(default_factory=dict)
     settings: int = 0
 
+    def another(self) -> "Doubling":
+        self.others.append(Doubling(self.device))
+        return self.others[-1]
+
+    def set_scratch(self, address: int) -> None:
+        self.scratch = address
+
+    def close(self) -> None:
+        self.is_closed = True
+
     def set_shape(self, name: str, shape: Shape) -> None:
+        assert not self.is_captured  # it would spoil the graph
+        self.has_run = False
         self.shapes[name] = shape
         self.settings += 1
 
@@ -100,6 +124,10 @@ class Doubling:
         assert stream == self.device.stream
         if self.fails:
             raise OSError("TensorRT could not start the run: out of memory")
+        assert self.scratch == SCRATCH
+        assert self.has_run or not self.device.is_capturing  # what a new shape leaves to do is no part of a graph
+        self.has_run = True
+        self.is_captured |= self.device.is_capturing
         self.device.calls.append("run")
         source, target = (self.addresses[name] - BASE for name in ("x", "y"))
         memory = np.frombuffer(self.device.memory, np.float32)
@@ -141,6 +169,19 @@ def test_the_second_run_of_a_size_becomes_a_graph() -> None:
     assert device.calls == ["in", "mark0", "launch", "mark1", "out", "wait"]
     assert program.settings == settings  # a graph needs no shapes
     assert [remark.text for remark in runs.remarks()] == ["1 combinations of input shapes run as CUDA graphs"]
+
+
+def test_each_graph_has_an_instance_that_nobody_else_changes() -> None:
+    runs, _, program = runs_of()
+    for rows in (3, 5, 3, 5, 4, 3, 5, 4):
+        (output,) = runs.infer([batch(rows)])
+        np.testing.assert_array_equal(output, 2 * batch(rows))
+    assert [each.shapes["x"][0] for each in program.others] == [3, 5, 4]
+    assert [(each.is_captured, each.scratch) for each in program.others] == [(True, SCRATCH)] * 3
+    assert not program.is_captured
+    runs.close()
+    assert all(each.is_closed for each in program.others)
+    assert not program.is_closed  # its owner's
 
 
 def test_a_size_after_a_graph_of_another_sets_its_shapes() -> None:

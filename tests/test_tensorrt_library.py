@@ -6,7 +6,7 @@ import pytest
 
 import onnx_models
 from efserve.engines.shape_ranges import ShapeRange
-from efserve.engines.tensorrt_library import BuildTask, TensorRt
+from efserve.engines.tensorrt_library import BuildTask, LoadedPlan, TensorRt
 from efserve.errors import InferenceFailed, LoadFailed
 from efserve.tensors import TensorSpec
 from stand_ins import tensorrt
@@ -42,6 +42,45 @@ def test_a_plan_is_built_and_loaded(onnx_file: Path) -> None:
     with pytest.raises(InferenceFailed, match=r"does not take input 'a' of shape \[9, 4\]: IExecution.* out of range"):
         plan.set_shape("a", (9, 4))
     plan.close()
+
+
+class ContextOfTen:
+    """`IExecutionContext` of TensorRT 10.0, where the memory is an attribute."""
+
+    device_memory = 0
+
+
+class EngineOfTen:
+    """`ICudaEngine` of TensorRT 10.0, without tensors."""
+
+    device_memory_size = 128
+    num_io_tensors = 0
+
+    def __init__(self) -> None:
+        self.contexts: list[ContextOfTen] = []
+
+    def create_execution_context(
+        self, strategy: tensorrt.ExecutionContextAllocationStrategy = tensorrt.ExecutionContextAllocationStrategy.STATIC
+    ) -> ContextOfTen:
+        self.contexts.append(ContextOfTen())
+        return self.contexts[-1]
+
+
+def test_a_plan_runs_in_memory_that_it_is_given(onnx_file: Path) -> None:
+    library = TensorRt(tensorrt)
+    plan = library.load(library.build(BuildTask(onnx_file, RANGES), print).plan)
+    assert plan is not None
+    for each in (plan, plan.another()):
+        with pytest.raises(OSError, match=r"could not start the run: IExecutionContext::enqueueV3: Error Code 3"):
+            each.enqueue(0)
+    assert plan.scratch_bytes == 4096
+    engine = EngineOfTen()
+    old = LoadedPlan(tensorrt, None, engine, library)
+    assert old.scratch_bytes == 128
+    other = old.another()
+    old.set_scratch(7)
+    other.set_scratch(8)
+    assert [context.device_memory for context in engine.contexts] == [7, 8]
 
 
 def test_timings_of_another_library_are_begun_anew(onnx_file: Path) -> None:

@@ -1,7 +1,8 @@
 """A batch on a GPU: copies to the device, a run of a compiled program, copies back, all on one stream; graphs.
 
 Every tensor has one place in the device's memory, large enough for its largest shape, so whatever runs once can be
-captured as a graph and repeated. Knows neither a CUDA binding nor a runtime: both come as protocols.
+captured as a graph and repeated. A graph needs an instance of the program of its own, whose shapes nobody changes any
+more. Knows neither a CUDA binding nor a runtime: both come as protocols.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -70,6 +71,13 @@ class Program(Protocol):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     ranges: tuple[ShapeRange, ...]
+    scratch_bytes: int  # of the device's memory, while it runs
+
+    def another(self) -> "Program":
+        """Another instance, with shapes and addresses of its own."""
+        ...
+
+    def set_scratch(self, address: int) -> None: ...
 
     def set_shape(self, name: str, shape: Shape) -> None: ...
 
@@ -78,6 +86,8 @@ class Program(Protocol):
     def set_address(self, name: str, address: int) -> None: ...
 
     def enqueue(self, stream: int) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +135,8 @@ class CudaRuns:
     _staging: dict[str, Array] = field(default_factory=dict)  # page-locked, of outputs that are not bound
     _sizes: dict[tuple[Shape, ...], _Size] = field(default_factory=dict)
     _current: tuple[Shape, ...] = ()  # shapes that the program is set to
-    _captured: int = 0  # graphs
+    _scratch: int = 0  # address, shared by all instances: they run one after the other
+    _graphed: list[Program] = field(default_factory=list)  # instances that graphs were captured of
     _problem: str = ""  # why there are no graphs
 
     def prepare(self) -> None:
@@ -146,9 +157,22 @@ class CudaRuns:
         found, total_bytes = places({name: (self._datatypes[name], shape) for name, shape in largest.items()})
         base = self.device.allocate(total_bytes)
         self._bytes = {name: place.size_bytes for name, place in found.items()}
-        for name, place in found.items():
-            self._addresses[name] = base + place.offset
-            program.set_address(name, base + place.offset)
+        self._addresses = {name: base + place.offset for name, place in found.items()}
+        self._scratch = self.device.allocate(program.scratch_bytes) if program.scratch_bytes else 0
+        self._equip(program)
+
+    def close(self) -> None:
+        """Let go of the instances of graphs; the program itself is its owner's."""
+        self._sizes.clear()
+        for program in self._graphed:
+            program.close()
+        self._graphed.clear()
+
+    def _equip(self, program: Program) -> None:
+        for name, address in self._addresses.items():
+            program.set_address(name, address)
+        if self._scratch:
+            program.set_scratch(self._scratch)
 
     def infer(self, inputs: Sequence[Array]) -> list[Array]:
         """Outputs as new arrays."""
@@ -171,8 +195,8 @@ class CudaRuns:
     def remarks(self) -> list[Remark]:
         """What is slower than it could be, and why; how many sizes run as graphs."""
         found = []
-        if self._captured:
-            found.append(Remark(f"{self._captured} combinations of input shapes run as CUDA graphs"))
+        if self._graphed:
+            found.append(Remark(f"{len(self._graphed)} combinations of input shapes run as CUDA graphs"))
         if self._problem:
             found.append(Remark(f"runs without CUDA graphs: {self._problem}", is_warning=True))
         if self.pins is not None and self.pins.problem:
@@ -233,27 +257,31 @@ class CudaRuns:
             device.copy_out(array, addresses[name])
 
     def _start(self, size: _Size, shapes: tuple[Shape, ...]) -> None:
-        """A run without a graph, or (the second of its size) the first with one."""
-        self._set(shapes)
+        """A run without a graph; the second of its size leaves one for the next."""
         size.runs += 1
-        if size.runs == 2 and self.graphs and self._captured < _MAX_GRAPHS:
-            size.launch = self._capture()
         try:
-            (size.launch or self._enqueue)()
+            if size.runs == 2 and self.graphs and len(self._graphed) < _MAX_GRAPHS:
+                self._run_and_capture(size, shapes)
+                return
+            self._set(shapes)
+            self.program.enqueue(self.device.stream)
         except OSError as error:
             raise InferenceFailed(str(error)) from error
 
-    def _enqueue(self) -> None:
-        self.program.enqueue(self.device.stream)
-
-    def _capture(self) -> Launch | None:
+    def _run_and_capture(self, size: _Size, shapes: tuple[Shape, ...]) -> None:
+        """As NVIDIA asks: an instance for each graph, which has run once with its shapes before it is captured."""
+        program = self.program.another()
+        self._equip(program)
+        for name, shape in zip(self.inputs, shapes, strict=True):
+            program.set_shape(name, shape)
+        program.enqueue(self.device.stream)
         try:
-            launch = self.device.capture(self._enqueue)
+            size.launch = self.device.capture(lambda: program.enqueue(self.device.stream))
         except OSError as error:  # some programs wait for the device in between: they run as they are
             self.graphs, self._problem = False, str(error)
-            return None
-        self._captured += 1
-        return launch
+            program.close()
+        else:
+            self._graphed.append(program)
 
 
 def check_datatypes(datatypes: Sequence[str]) -> None:

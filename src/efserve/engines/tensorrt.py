@@ -35,7 +35,7 @@ _BUILD_DEADLINE_S = 7200.0  # for another worker to finish the same plan
 class TensorRtEngine:
     """One plan with its context, stream and buffers."""
 
-    warmup_runs = 3  # the second run of a size becomes its graph, the third is the first to repeat it
+    warmup_runs = 3  # the second run of a size leaves its graph, which the third is the first to launch
 
     def __init__(
         self, config: ModelConfig, version: str, runs: CudaRuns, plan: LoadedPlan, remarks: Sequence[Remark]
@@ -68,6 +68,7 @@ class TensorRtEngine:
         """Unlock the memory, free the plan, then the device."""
         if self._runs.pins is not None:
             self._runs.pins.release()
+        self._runs.close()
         self._plan.close()
         self._runs.device.close()
 

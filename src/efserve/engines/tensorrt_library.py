@@ -83,7 +83,7 @@ class TensorRt:
         for each in task.ranges:
             profile.set_shape(each.name, each.least, each.best, each.most)
         config.add_optimization_profile(profile)
-        self._said.clear()
+        self.forget()
         plan = _interruptible(lambda: builder.build_serialized_network(network, config), is_given_up)
         if plan is None:
             raise LoadFailed(f"TensorRT cannot build a plan of {task.onnx_file.name}: {self.said}")
@@ -91,20 +91,21 @@ class TensorRt:
 
     def load(self, plan: bytes) -> "LoadedPlan | None":
         """The plan, ready to run; None where TensorRT refuses it, for the reason in `said`."""
-        self._said.clear()
+        self.forget()
         runtime = self._trt.Runtime(self._logger)
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             return None
-        context = engine.create_execution_context()
-        if context is None:
-            raise LoadFailed(f"TensorRT has no memory for the plan on the GPU: {self.said}")
-        return LoadedPlan(self._trt, runtime, engine, context, self)
+        return LoadedPlan(self._trt, runtime, engine, self)
 
     @property
     def said(self) -> str:
         """The last errors that it has logged, as one line."""
         return "; ".join(self._said[-3:]) or "it does not say why"
+
+    def forget(self) -> None:
+        """What was said so far is of no concern to what comes."""
+        self._said.clear()
 
     def _parse(self, parser: Any, task: BuildTask) -> None:
         path = str(task.onnx_file)  # beside which the weights may lie
@@ -116,12 +117,18 @@ class TensorRt:
 
 
 class LoadedPlan:
-    """A plan with its execution context, to be used by one thread."""
+    """A plan with an execution context, to be used by one thread; it runs when it has been given its scratch memory."""
 
-    def __init__(self, trt: Any, runtime: Any, engine: Any, context: Any, owner: TensorRt) -> None:
+    def __init__(self, trt: Any, runtime: Any, engine: Any, owner: TensorRt) -> None:
         self._engine = engine
-        self._context = context
+        self._trt = trt
         self._owner = (runtime, owner)  # must outlive the engine
+        owner.forget()
+        self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self._context is None:
+            raise LoadFailed(f"TensorRT cannot make a context for the plan on the GPU: {owner.said}")
+        size_bytes = getattr(engine, "device_memory_size_v2", None)  # since 10.1
+        self.scratch_bytes = int(engine.device_memory_size if size_bytes is None else size_bytes)
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         is_input = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
         self.inputs = tuple(self._spec(name, "input") for name in names if is_input[name])
@@ -131,6 +138,20 @@ class LoadedPlan:
             ShapeRange(name, *(tuple(shape) for shape in (least, best, most)))
             for name, (least, best, most) in profiled.items()
         )
+
+    def another(self) -> "LoadedPlan":
+        """The same plan with a context of its own, which needs its shapes, addresses and scratch memory set."""
+        runtime, owner = self._owner
+        return LoadedPlan(self._trt, runtime, self._engine, owner)
+
+    def set_scratch(self, address: int) -> None:
+        """Where `scratch_bytes` of the GPU's memory are, which contexts that never run side by side may share."""
+        context = self._context
+        for name in ("set_device_memory_v2", "set_device_memory"):  # of 11, and of 10 since 10.1
+            if (give := getattr(context, name, None)) is not None:
+                give(address, self.scratch_bytes)
+                return
+        context.device_memory = address
 
     def set_shape(self, name: str, shape: Shape) -> None:
         """The shape of an input from now on; InferenceFailed where the plan does not take it."""

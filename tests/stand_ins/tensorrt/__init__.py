@@ -35,6 +35,9 @@ _NUMPY = {"FLOAT": "f4", "HALF": "f2", "INT8": "i1", "INT32": "i4", "INT64": "i8
 DataType = enum.Enum("DataType", "FLOAT HALF FP8 BF16 INT8 INT32 INT64 UINT8 BOOL INT4")
 TensorIOMode = enum.Enum("TensorIOMode", "NONE INPUT OUTPUT")
 MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
+ExecutionContextAllocationStrategy = enum.Enum(
+    "ExecutionContextAllocationStrategy", "STATIC ON_PROFILE_CHANGE USER_MANAGED"
+)
 BuilderFlag = enum.Enum("BuilderFlag", "DEBUG TF32 REFIT")  # 10 has those of the precisions as well, 11 has not
 
 
@@ -277,8 +280,12 @@ class ICudaEngine:
         assert profile_index == 0
         return list(self.profile[name])
 
-    def create_execution_context(self) -> "IExecutionContext":
-        return IExecutionContext(self)
+    device_memory_size = device_memory_size_v2 = 4096
+
+    def create_execution_context(
+        self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
+    ) -> "IExecutionContext":
+        return IExecutionContext(self, strategy)
 
     def _tensor(self, name: str) -> Any:
         return next(each for each in self.tensors if each.name == name).type.tensor_type
@@ -287,13 +294,17 @@ class ICudaEngine:
 class IExecutionContext:
     """Runs a plan."""
 
-    def __init__(self, engine: ICudaEngine) -> None:
+    def __init__(self, engine: ICudaEngine, strategy: ExecutionContextAllocationStrategy) -> None:
         self._engine = engine
+        self._has_memory = strategy is not ExecutionContextAllocationStrategy.USER_MANAGED
         self._session = onnxruntime.InferenceSession(
             engine.model.SerializeToString(), providers=["CPUExecutionProvider"]
         )
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self._has_memory = bool(memory) and size >= self._engine.device_memory_size_v2
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         least, _, most = self._engine.profile[name]
@@ -316,6 +327,10 @@ class IExecutionContext:
         self._addresses[name] = memory
 
     def execute_async_v3(self, stream_handle: int) -> bool:
+        if not self._has_memory:
+            said = "IExecutionContext::enqueueV3: Error Code 3: API Usage Error (no device memory was set)"
+            self._engine.logger.log(ILogger.Severity.ERROR, said)
+            return False
         feeds = {}
         for name, shape in self._shapes.items():
             dtype = np.dtype(_NUMPY[self._engine.get_tensor_dtype(name).name])
