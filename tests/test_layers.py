@@ -30,7 +30,7 @@ LINES = (
     "pbtxt config imaging packing intervals histogram devices graph_cost",
     "instance_groups batching_fields",
     "model_config partition shares reshapes",
-    "inference noise",
+    "inference noise triton_service",
     "tensors foreign files libcuda triton_messages programs",
     "errors reasons",
     "__init__",

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from tritonclient.grpc import service_pb2 as pb
 
 from efserve.client.endpoint import SYSTEM_TRUST, GrpcEndpoint, Trust, reason_of
 from efserve.client.grpc import Channel, Reply, call_head
@@ -18,6 +17,7 @@ from efserve.inference import Body
 from efserve.pbtxt import message_json
 from efserve.records import ServerCounters
 from efserve.tensors import NUMPY_DTYPES, Array, Shape, byte_size, to_array, to_wire
+from efserve.triton_service import service_pb2 as pb
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 Message = Any  # of protobuf, which has no types

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from tritonclient.grpc import model_config_pb2, service_pb2
+
+from efserve.triton_messages import model_config_pb2
+from efserve.triton_service import service_pb2
 
 HEALTH = "grpc.health.v1"
 REFLECTION = ("grpc.reflection.v1alpha", "grpc.reflection.v1")

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 from google.protobuf.message import DecodeError
-from tritonclient.grpc import service_pb2 as pb
 
 from efserve.codec.regions import Window
 from efserve.codec.v2_infer import (
@@ -27,6 +26,7 @@ from efserve.codec.v2_response import classify, to_memory
 from efserve.errors import InvalidRequest
 from efserve.inference import Body, Buffer, Outputs, Wire
 from efserve.tensors import NUMPY_DTYPES, bytes_element_ends, encode_bytes
+from efserve.triton_service import service_pb2 as pb
 
 _Told = TypeVar("_Told")
 

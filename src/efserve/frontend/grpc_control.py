@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
-from tritonclient.grpc import service_pb2 as pb
 
 from efserve.codec.grpc import CallFailed, Status, framed, status_of_http
 from efserve.errors import EfserveError, InvalidRequest, NotFound
@@ -18,6 +17,7 @@ from efserve.frontend.grpc_call import INTERNAL, Call, Method
 from efserve.frontend.responses import Response
 from efserve.frontend.routes import Routes
 from efserve.inference import Body
+from efserve.triton_service import service_pb2 as pb
 
 logger = logging.getLogger(__name__)
 

@@ -128,7 +128,7 @@ class Allotment:
             memory_limit_bytes=limits[-1] if limits else 0,
             instances=options.instances or 0,
             threads=options.threads or 0,
-            can_use_gpus=can_use_gpus(engine),
+            can_use_gpus=bool(self._room.gpus) and can_use_gpus(engine),  # in this order: packages are slow to ask
         )
         asks = asks_of(config, wishes, self._room)
         return asks, replace(config, instance_groups=served_groups(config, wishes, asks, self._room))

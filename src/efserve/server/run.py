@@ -39,6 +39,7 @@ from efserve.worker.spec import WorkerFacts
 
 log = logging.getLogger(__name__)
 
+_SPAWN_S = 0.005  # for the first workers to be started; what is not by then waits for some imports
 _WORKER_STOP_S = 1.0  # for idle workers to end by themselves, however little is left of the time to drain
 
 
@@ -112,8 +113,7 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
         admin=admin,
         memory=shared.memory,
     )
-    grpc = _open_grpc(catalog, config, admin, shared.memory)
-    ports = [http, grpc] if grpc else [http]
+    ports, grpc_port = [http], 0
     metrics = MetricsPort(catalog)
     tls = tls_context(config.tls_cert, config.tls_key)
     stop = _StopSignal()
@@ -122,16 +122,19 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
         try:
             http_port = await _listen(partial(http.start, tls=tls), config.host, config.http_port, "--http-port")
             await listen_also(http, config.listen, tls)
-            grpc_port = await _listen_grpc(grpc, config)
             models_at_s = monotonic()
             starting = asyncio.ensure_future(control.start())
+            await asyncio.wait({starting}, timeout=_SPAWN_S)  # workers load on other cores while we import the rest
+            if config.grpc:
+                ports.append(_open_grpc(catalog, config, admin, shared.memory))
+                grpc_port = await _listen_grpc(ports[-1], config)
             metrics_port = await _listen(metrics.start, config.host, config.metrics_port, "--metrics-port")
             if not await stop.during(starting):
                 return
             host = f"[{config.host}]" if ":" in config.host else config.host
             urls = (
                 f"{'https' if tls else 'http'}://{host}:{http_port}",
-                f"{host}:{grpc_port}" if grpc else "",
+                f"{host}:{grpc_port}" if config.grpc else "",
                 f"http://{host}:{metrics_port}",
             )
             status = _status(catalog, control.allotment.notes, *urls)
@@ -155,9 +158,7 @@ def _check_tensorrt(config: ServeConfig) -> None:
         check_machine()
 
 
-def _open_grpc(catalog: Catalog, config: ServeConfig, admin: Admin, memory: ClientRegions) -> Port | None:
-    if not config.grpc:
-        return None
+def _open_grpc(catalog: Catalog, config: ServeConfig, admin: Admin, memory: ClientRegions) -> Port:
     from efserve.frontend.grpc import open_grpc  # here, for it brings gRPC's messages, which not every server needs
 
     return open_grpc(
@@ -169,9 +170,7 @@ def _open_grpc(catalog: Catalog, config: ServeConfig, admin: Admin, memory: Clie
     )
 
 
-async def _listen_grpc(grpc: Port | None, config: ServeConfig) -> int:
-    if grpc is None:
-        return 0
+async def _listen_grpc(grpc: Port, config: ServeConfig) -> int:
     tls = tls_context(config.tls_cert, config.tls_key, ("h2",))  # without which gRPC's clients do not connect
     return await _listen(partial(grpc.start, tls=tls), config.host, config.grpc_port, "--grpc-port")
 
