@@ -23,11 +23,11 @@ class TorchScriptEngine:
 
     device_ns = 0
     remarks: Sequence[Remark] = ()
-    warmup_runs = 2  # the first run of a size profiles, the second compiles
 
     def __init__(self, module: Any, config: ModelConfig) -> None:
         self.config = config
         self.version = f"torch {torch.__version__}"
+        self.warmup_runs = 1 if config.max_rows > 1 else 2  # the first run profiles, the second compiles: of any size
         self._forward = module.forward  # without the hooks that a call of the module looks for: 1 us less
 
     def infer(self, inputs: Sequence[Array]) -> Sequence[Array]:
