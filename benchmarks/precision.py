@@ -1,6 +1,7 @@
 """resnet50 in each precision beside onnxruntime in fp32: how much faster, and how often the answer is the same one.
 
     python benchmarks/precision.py [--weights FILE] [--steps 220] [--rounds 12]
+    python benchmarks/precision.py --train FILE    trains and ends: for --weights, where training shall not disturb
 
 Random weights have no answers to agree about, and published ones cannot be had everywhere. So, unless --weights names a
 state dict, resnet50 is trained here for a few minutes to tell 16 textures apart (waves of 8 directions in 2 sizes under
@@ -155,9 +156,13 @@ def main() -> None:
     """Parses the options and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=Path, help="State dict of a resnet50 with 1000 classes; else it is trained.")
+    parser.add_argument("--train", type=Path, help="Only train, and write the weights to this file.")
     parser.add_argument("--steps", type=int, default=220, help="Of the training.")
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
+    if options.train is not None:
+        train(options.steps, options.train)
+        return
     with tempfile.TemporaryDirectory(prefix="efserve-") as folder:
         weights = options.weights or Path(folder) / "resnet50.pth"
         if options.weights is None:
