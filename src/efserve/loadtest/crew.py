@@ -104,15 +104,18 @@ class Child:
         answer = self._answers[order] = asyncio.get_running_loop().create_future()
         if self.dead:
             raise MeasurementFailed(self.dead)
-        assert self.process.stdin is not None
-        data = pickle.dumps((order, value), pickle.HIGHEST_PROTOCOL)
-        self.process.stdin.write(LENGTH.pack(len(data)) + data)
+        self._give(order, value)
         return await answer
 
     def tell(self, order: str) -> None:
         """Give an order that has no answer."""
-        if not self.dead and self.process.stdin is not None:
-            data = pickle.dumps((order, None), pickle.HIGHEST_PROTOCOL)
+        self._give(order, None)
+
+    def _give(self, order: str, value: object) -> None:
+        """Its pipe closes before its end is known: what it can no longer be given, the end will answer."""
+        assert self.process.stdin is not None
+        if not self.process.stdin.is_closing():
+            data = pickle.dumps((order, value), pickle.HIGHEST_PROTOCOL)
             self.process.stdin.write(LENGTH.pack(len(data)) + data)
 
     async def _read(self) -> None:
