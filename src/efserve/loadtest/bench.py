@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import gc
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -100,10 +100,10 @@ class Bench:
         number, self._measured = self._measured, self._measured + 1
         invalid = [reason for model in self.models if (reason := await model.invalid(number))]
         self._observer.on_level_start(load)
-        with _quiet_collector():
-            plan = self._plan(load, job)
-            on_window = _ignore if plan.on_progress else partial(self._observer.on_window, load)
-            record = await measure_level(plan, load, self.stop, on_window)
+        _quiet_collector()
+        plan = self._plan(load, job)
+        on_window = _ignore if plan.on_progress else partial(self._observer.on_window, load)
+        record = await measure_level(plan, load, self.stop, on_window)
         if self.server is not None:
             self.server.check_alive()
         if record is None:
@@ -210,12 +210,10 @@ async def unless_stopped(work: Awaitable[_Result], stop: asyncio.Event) -> _Resu
         await asyncio.gather(task, return_exceptions=True)
 
 
-@contextlib.contextmanager
-def _quiet_collector() -> Iterator[None]:
-    """Keep what is alive now out of garbage collections, which would stop the load for tens of milliseconds."""
+def _quiet_collector() -> None:
+    """Keep what is alive now out of garbage collections, which would stop the load for tens of milliseconds.
+
+    For good: it lives as long as the benchmark, and the next level then looks only at what came after it.
+    """
     gc.collect()
     gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
