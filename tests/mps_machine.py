@@ -6,13 +6,14 @@ Early Termination" for the table of `ps`); the two sentences of a daemon that is
 its users quote in public bug reports. Nothing here was recorded on a GPU.
 """
 
+import asyncio
 import contextlib
 import os
 import select
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,7 @@ launch() {{
     echo "$launched" >>"$state/daemons"
 }}
 pid=$(cat "$pipe_dir/nvidia-cuda-mps-control.pid" 2>/dev/null)
+tell() {{ [[ ! -p $state/heard ]] || echo "$1" >"$state/heard"; }}
 alive() {{ [[ -n $1 ]] && kill -0 "$1" 2>/dev/null && ! grep -q '^State:.Z' "/proc/$1/status"; }}
 answers() {{ alive "$pid" && grep -qzxF "CUDA_MPS_PIPE_DIRECTORY=$pipe_dir" "/proc/$pid/environ"; }}
 if [[ ${{1:-}} == -d ]]; then
@@ -88,11 +90,12 @@ if [[ ${{1:-}} == -d ]]; then
     launch "$0"
     echo "$launched" >"$pipe_dir/nvidia-cuda-mps-control.pid"
     echo "[2026-01-01 00:00:00.000 Control $launched] Start" >>"$CUDA_MPS_LOG_DIRECTORY/control.log"
-    [[ -e $state/hang-d ]] && exec sleep 300
+    [[ -e $state/hang-d ]] && {{ tell hang; exec sleep 300; }}
     exit 0
 fi
 read -r command argument rest
 printf 'control %s %s\\n' "${{pipe_dir##*/}}" "$command${{argument:+ $argument}}${{rest:+ $rest}}" >>"$state/calls"
+tell "$command"
 [[ -e $state/hang || -e $state/hang-$command ]] && exec sleep 300
 [[ -e $state/forbidden ]] && {{ echo "User did not send valid credentials"; exit 1; }}
 answers || {{ echo "Cannot find MPS control daemon process"; exit 1; }}
@@ -204,6 +207,21 @@ class Machine:
     def calls(self) -> list[str]:
         path = self.state / "calls"
         return path.read_text().splitlines() if path.exists() else []
+
+    @contextlib.asynccontextmanager
+    async def heard(self) -> AsyncIterator[asyncio.StreamReader]:
+        """Commands that daemons are given, and `hang` for a start that hangs: a line each, as they come."""
+        path, reader = self.state / "heard", asyncio.StreamReader()
+        os.mkfifo(path)
+        # Open for writing, too: whoever writes comes and goes, and the last one is not the end.
+        pipe = os.fdopen(os.open(path, os.O_RDWR | os.O_NONBLOCK), "r+b", buffering=0)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+        try:
+            yield reader
+        finally:
+            path.unlink()
+            transport.close()
 
     def take_calls(self) -> list[str]:
         calls = self.calls()

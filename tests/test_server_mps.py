@@ -3,7 +3,7 @@
 import asyncio
 import os
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -14,19 +14,12 @@ from efserve.partitions.mps import MpsDaemons
 from efserve.partitions.mps_directory import RunDirectory
 from efserve.partitions.nvidia_programs import NvidiaPrograms
 from efserve.server.mps import MpsService
-from mps_machine import Machine, end, machine_in
+from mps_machine import Machine, end
 
 A, B = Partition(device="GPU-a", share_pct=50), Partition(device="GPU-b", share_pct=50)
 WHOLE = Partition(device="GPU-b")
 CPU = Partition()
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root sets compute modes")
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    """Two GPUs, one of which has a compute mode of its own."""
-    with machine_in(tmp_path) as machine:
-        yield machine
 
 
 def service_of(machine: Machine, mode: str, *, heal_s: float = 20.0, deadline_s: float = 10.0) -> MpsService:
@@ -368,14 +361,14 @@ def test_a_daemon_that_cannot_be_started_again_is_given_up(machine: Machine) -> 
 
 def test_workers_of_a_daemon_that_hangs_go_on(machine: Machine, caplog: pytest.LogCaptureFixture) -> None:
     async def life() -> None:
-        service = service_of(machine, "on", deadline_s=0.2)
+        service = service_of(machine, "on", deadline_s=0.6)
         await service.start([A])
         worker = ProcessWorker(machine, service, "GPU-a")
-        machine.take_calls()
-        machine.set("hang")
-        while sum("get_server_list" in call for call in machine.calls()) < 3:  # noqa: ASYNC110 - a file tells
-            await asyncio.sleep(0.01)
-        machine.set("hang", on=False)
+        async with machine.heard() as heard:
+            machine.set("hang")
+            for _ in range(3):
+                assert await heard.readline() == b"get_server_list\n"
+            machine.set("hang", on=False)
         assert not worker.ended.is_set()
         worker.kill()
         await worker.ended.wait()

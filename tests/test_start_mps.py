@@ -3,21 +3,13 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mps_machine import SCRIPT, Machine, add_control, end, machine_in, make_machine
+from mps_machine import SCRIPT, Machine, add_control, end, make_machine
 
 PID_FILE = "nvidia-cuda-mps-control.pid"
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    """Two GPUs, one of which has a compute mode of its own."""
-    with machine_in(tmp_path) as machine:
-        yield machine
 
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root sets compute modes")
