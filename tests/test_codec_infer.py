@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -17,39 +16,9 @@ from efserve.errors import EfserveError, InvalidRequest, Unsupported
 from efserve.model_config import ModelConfig
 from efserve.tensors import NUMPY_DTYPES, TensorSpec, encode_bytes
 from fakes import FakeModel, identity_config
+from infer_requests import body_of, error_of, one_input, two_inputs
 
 NUMBERS = sorted(set(NUMPY_DTYPES) - {"BYTES", "BF16", "FP16"})
-
-
-def two_inputs() -> ModelConfig:
-    """A model with inputs A [2] INT32 and B [-1] BYTES, outputs X FP32 [3] and Y BYTES [1]."""
-    return ModelConfig(
-        name="pair",
-        max_batch_size=4,
-        inputs=(TensorSpec("A", "INT32", (2,)), TensorSpec("B", "BYTES", (-1,))),
-        outputs=(TensorSpec("X", "FP32", (3,)), TensorSpec("Y", "BYTES", (1,))),
-    )
-
-
-def one_input(**changes: Any) -> dict[str, Any]:
-    """The description of identity's input, [1,16] FP32 as binary."""
-    return {
-        "name": "input",
-        "shape": [1, 16],
-        "datatype": "FP32",
-        "parameters": {"binary_data_size": 64},
-    } | changes
-
-
-def body_of(head: Mapping[str, Any], tail: bytes = b"") -> tuple[memoryview, int]:
-    text = json.dumps(head).encode()
-    return memoryview(text + tail), len(text)
-
-
-def error_of(model: FakeModel, head: Mapping[str, Any], tail: bytes = b"") -> str:
-    with pytest.raises(EfserveError) as caught:
-        decode(model, *body_of(head, tail))
-    return str(caught.value)
 
 
 def test_a_binary_request_is_sliced_without_a_copy() -> None:
@@ -154,118 +123,6 @@ def test_outputs_as_asked_for() -> None:
     assert bytes(tensors[1]) == encode_bytes(["é".encode()])
     assert [(plan.index, plan.binary, plan.classes) for plan in template.outputs] == [(1, True, 0), (0, False, 2)]
     assert template.outputs[1].labels == ("cat", "dog")
-
-
-BINARY = {"parameters": {"binary_data_output": True}}
-
-
-def json_input(datatype: str, data: object, shape: tuple[int, ...] = (1, 2)) -> tuple[FakeModel, dict[str, Any]]:
-    model = FakeModel(identity_config(datatype=datatype, dims=(-1,)))
-    return model, {"inputs": [{"name": "input", "shape": list(shape), "datatype": datatype, "data": data}]} | BINARY
-
-
-@pytest.mark.parametrize(
-    ("datatype", "data", "message"),
-    [
-        ("UINT8", [1, 300], "inference input 'input' for model 'identity': 300 is out of range for UINT8 (0 to 255)"),
-        ("INT64", [2**63, 0], f"{2**63} is out of range for INT64"),
-        ("INT32", [1.0, 2], "1.0 is no INT32 value"),
-        ("INT32", [True, 2], "true is no INT32 value"),
-        ("INT32", [None, 2], "null is no INT32 value"),
-        ("FP32", ["a", 2], '"a" is no FP32 value'),
-        ("FP32", [1e39, 2], "1e39 is out of range for FP32"),
-        ("FP64", [10**400, 2], "out of range"),
-        ("BOOL", [2, 1], "2 is no BOOL; expected true, false, 0 or 1"),
-        ("BOOL", [1.0, 1], "1.0 is no BOOL value"),
-        ("BOOL", [[], {}], "data mixes lists and values"),
-        ("BYTES", [1, "a"], "1 is no BYTES value"),
-        ("FP16", [1, 2], "receiving FP16 data via JSON is not supported. Please use the binary data format for input"),
-        ("BF16", [1, 2], "receiving BF16 data via JSON is not supported"),
-        ("FP32", [1, 2, 3], "Unable to parse 'data': Shape does not match true shape of 'data' field"),
-        ("FP32", [[1, 2], 3], "data mixes lists and values at one level"),
-        ("FP32", {"a": 1}, "Failed to parse 'data' field: shape does not match true shape"),
-    ],
-)
-def test_json_values_that_do_not_fit(datatype: str, data: object, message: str) -> None:
-    model, head = json_input(datatype, data)
-    assert message in error_of(model, head)
-
-
-@pytest.mark.parametrize(
-    ("shape", "status", "message"),
-    [
-        ((2, -5), 500, "Unable to parse 'shape': attempt to access JSON non-unsigned-integer as unsigned-integer"),
-        ((2**4, 2**60 + 2), 400, "causes total element count to exceed maximum size of 9223372036854775807"),
-        ((2**2, 2**60 + 2), 400, "byte size overflow for input 'input': element count (4611686018427387912)"),
-    ],
-)
-def test_shapes_beyond_all_sizes(shape: tuple[int, ...], status: int, message: str) -> None:
-    model, head = json_input("FP32", [1.0], shape)
-    with pytest.raises(InvalidRequest) as caught:
-        decode(model, *body_of(head))
-    assert message in str(caught.value)
-    assert caught.value.http_status == status
-
-
-def test_json_data_is_nested_up_to_a_limit() -> None:
-    def nested(levels: int) -> list[Any]:
-        data: list[Any] = [1, 2]
-        for _ in range(levels - 1):
-            data = [data]
-        return data
-
-    model, head = json_input("INT32", nested(99))
-    assert bytes(decode(model, *body_of(head))[1][0]) == np.array([1, 2], np.int32).tobytes()
-    model, head = json_input("INT32", nested(100))
-    assert "JSON nesting depth exceeds maximum allowed limit (100)" in error_of(model, head)
-
-
-def test_json_data_is_judged_before_the_rest_of_the_request() -> None:
-    short = {"name": "A", "shape": [1, 2], "datatype": "INT32", "data": [1]}
-    assert error_of(FakeModel(two_inputs()), {"inputs": [short]}).startswith("Failed to parse 'data' field")
-
-
-def test_outputs_are_judged_before_inputs() -> None:
-    head = {"inputs": [one_input(shape=[1, 15])], "outputs": [{"name": "no"}]}
-    assert error_of(FakeModel(identity_config()), head).startswith("unexpected inference output 'no' for model")
-
-
-def test_the_last_input_is_judged_first() -> None:
-    wrong = [{"name": name, "shape": [1, 1], "datatype": "FP64", "data": [1]} for name in ("A", "B")]
-    assert "inference input 'B' data-type" in error_of(FakeModel(two_inputs()), {"inputs": wrong})
-
-
-def test_binary_data_output_is_for_outputs_that_are_not_listed() -> None:
-    model, head = json_input("INT32", [1, 2])
-    assert decode(model, *body_of(head))[0].all_binary
-    template = decode(model, *body_of(head | {"outputs": [{"name": "output"}]}))[0]
-    assert not template.has_tail
-
-
-@pytest.mark.parametrize("datatype", NUMBERS)
-@pytest.mark.parametrize("nested", [False, True])
-def test_json_numbers_of_every_datatype(datatype: str, nested: bool) -> None:
-    dtype: np.dtype[Any] = NUMPY_DTYPES[datatype]
-    array = np.array([[0, 1], [1, 0]]).astype(dtype)
-    model, head = json_input(datatype, (array if nested else array.ravel()).tolist(), (2, 2))
-    template, tensors, _ = decode(model, *body_of(head))
-    assert (bytes(tensors[0]), template.rows) == (array.tobytes(), 2)
-    limits = None if dtype.kind in "fb" else np.iinfo(dtype)
-    if limits:
-        model, head = json_input(datatype, [limits.min, limits.max])
-        assert bytes(decode(model, *body_of(head))[1][0]) == np.array([limits.min, limits.max], dtype).tobytes()
-
-
-@given(st.lists(st.text(max_size=8), min_size=1, max_size=5))
-def test_json_strings_become_wire_strings(texts: list[str]) -> None:
-    model, head = json_input("BYTES", texts, (1, len(texts)))
-    assert bytes(decode(model, *body_of(head))[1][0]) == encode_bytes([text.encode() for text in texts])
-
-
-@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
-def test_json_floats_arrive_exactly(values: list[float]) -> None:
-    model, head = json_input("FP32", values, (1, len(values)))
-    assert bytes(decode(model, *body_of(head))[1][0]) == np.array(values, np.float32).tobytes()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
-"""Pairs of models: which batches count, how slow is slow, the file and its resuming, tables and pictures."""
+"""Pairs of models: which batches count, how slow is slow, the file and its resuming."""
 
 import asyncio
-import io
 import json
 import math
 import subprocess
@@ -14,13 +13,12 @@ from typing import cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from efserve import pairs
 from efserve.errors import ConfigError, MeasurementFailed, UsageError
 from efserve.inference import BatchTiming
 from efserve.model_config import ModelConfig
-from efserve.pairs import Load, MeasuredPair, PairFacts, PairModel, Pairs, PairsFile
+from efserve.pairs import Load, Pairs, PairsFile
 from efserve.planning.interference import read_interference
 from efserve.profiler import pairing
 from efserve.profiler.options import ProfileConfig
@@ -29,28 +27,8 @@ from efserve.profiler.pairing import Round, Stretch
 from efserve.profiler.sampling import Batch, Feeder, random_request
 from efserve.profiler.shares import CpuDevice, DeviceFacts
 from efserve.profiler.targets import find_targets
-from efserve.reports.pairs_plot import plot_pairs
-from efserve.reports.pairs_table import pair_lines, pairs_remarks, pairs_table
 from efserve.worker.handle import Worker
-
-MODEL = PairModel("1", "onnx", "onnxruntime 1", "00" * 32, {"x": "FP32 [batch,4]"})
-FACTS = PairFacts(
-    device="cpu-x-2c",
-    cpu_model="X",
-    total_cores=2,
-    share_means="cores",
-    gpu="",
-    driver="",
-    threads="one per core",
-    models={"a": MODEL, "b": MODEL},
-    min_time_s=1.0,
-    efserve_version="0.1.0",
-    kernel="6",
-    python="3.11",
-    libraries={},
-    measured_at="2026-01-01T00:00:00+00:00",
-)
-PAIR = MeasuredPair("a", 50.0, 1, "b", 50.0, 8, 1.2, 1.1, 1.3, 1.15, 5, 100.0, 83.3, 1.0, 1.5, 2.0)
+from made_pairs import FACTS, MODEL, PAIR, a_file
 
 
 def batches(*outputs_ns: int) -> list[Batch]:
@@ -252,28 +230,6 @@ with t.PairsFile(Path(sys.argv[1]), keep=False) as file:
     assert pairs.read_pairs(path).pairs == (PAIR,)
 
 
-def a_file(models: int = 2, sizes: tuple[int, ...] = (1, 8), shares: tuple[float, ...] = (50.0,)) -> Pairs:
-    names = [f"model{at}" for at in range(models)]
-    found = [
-        replace(
-            PAIR,
-            me=me,
-            my_pct=share,
-            my_batch=mine,
-            you=you,
-            your_pct=100 - share,
-            your_batch=yours,
-            slowdown=1 + yours / 100,
-        )
-        for share in shares
-        for me in names
-        for you in names
-        for mine in sizes
-        for yours in sizes
-    ]
-    return Pairs(replace(FACTS, models=dict.fromkeys(names, MODEL)), dict.fromkeys(names, Load()), tuple(found))
-
-
 def test_the_planner_reads_the_file(tmp_path: Path) -> None:
     path = tmp_path / "pairs.json"
     content = a_file()
@@ -283,48 +239,6 @@ def test_the_planner_reads_the_file(tmp_path: Path) -> None:
     found = read_interference(path)
     assert found.slowdown("model0", 50.0, [("model1", 50.0)]) == pytest.approx(1.08)  # the worst of the batches
     assert found.slowdown("model0", 25.0, [("model1", 75.0)]) == pytest.approx(1.045)  # without loads: the mean of all
-
-
-def test_on_a_narrow_terminal_the_table_keeps_the_names() -> None:
-    printed = io.StringIO()
-    Console(file=printed, width=60).print(pairs_table(a_file(), 60))
-    lines = printed.getvalue().splitlines()
-    assert max(len(line.rstrip()) for line in lines) <= 60
-    assert ["model0", "50%", "model0", "50%", "1.04", "1.15", "1.08", "1.50"] in [line.split() for line in lines]
-
-
-def test_the_table_has_a_line_for_each_two_models_and_fits_a_terminal() -> None:
-    content = a_file()
-    printed = io.StringIO()
-    Console(file=printed, width=80).print(pairs_table(content))
-    lines = printed.getvalue().splitlines()
-    assert max(len(line.rstrip()) for line in lines) <= 80
-    assert lines[2].split() == [
-        *("model0", "50%", "model0", "50%", "1.04", "1.15", "1.08", "1.10-1.30", "1,", "8", "1.50")
-    ]
-    assert len(lines) == 6
-    assert [(line.me, line.you) for line in pair_lines(content.pairs)] == [
-        (f"model{me}", f"model{you}") for me in (0, 1) for you in (0, 1)
-    ]
-    assert pair_lines(content.pairs)[0].mean == pytest.approx(math.sqrt(1.01 * 1.08))
-
-
-def test_remarks_say_what_to_think_of_the_figures() -> None:
-    quiet = a_file()
-    assert len(pairs_remarks(quiet)) == 1
-    noisy = replace(quiet, pairs=(replace(PAIR, others_pct=60.0), *quiet.pairs))
-    assert "! While 1 of 17 were measured, other processes used more than 10%" in pairs_remarks(noisy)[1]
-    alone = a_file(models=1)
-    assert "Only model0 was measured, beside itself" in pairs_remarks(alone)[1]
-
-
-@pytest.mark.parametrize(
-    ("models", "sizes", "shares"),
-    [(1, (1,), (50.0,)), (3, (1, 8, 32), (50.0,)), (12, (1, 8, 32), (20.0, 40.0, 60.0, 80.0))],
-)
-def test_the_picture_is_a_png(tmp_path: Path, models: int, sizes: tuple[int, ...], shares: tuple[float, ...]) -> None:
-    plot_pairs(a_file(models, sizes, shares), tmp_path / "p.png")
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_file_is_json_for_anybody(tmp_path: Path) -> None:

@@ -2,11 +2,8 @@
 
 import asyncio
 import base64
-import itertools
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,10 +12,11 @@ from tritonclient.http import aio
 from tritonclient.utils import InferenceServerException
 from tritonclient.utils import shared_memory as shm
 
+from client_regions import IMAGE_BYTES, SCORES_BYTES, Requests, images, region
 from live_server import SHIPPED, RunningServer, serve
 
-IMAGE_BYTES, SCORES_BYTES = 4 * 64, 4 * 10
-_numbers = itertools.count()
+REQUESTS = Requests(triton)
+in_memory, plain, to_memory = REQUESTS.in_memory, REQUESTS.plain, REQUESTS.to_memory
 
 
 @pytest.fixture(scope="module")
@@ -34,40 +32,11 @@ def client(server: RunningServer) -> Iterator[triton.InferenceServerClient]:
         connected.unregister_system_shared_memory()
 
 
-@contextmanager
-def region(client: triton.InferenceServerClient, name: str, size_bytes: int) -> Iterator[object]:
-    """A segment, registered under `name`."""
-    key = f"/efserve-{os.getpid()}-{next(_numbers)}"
-    handle = shm.create_shared_memory_region(name, key, size_bytes)
-    try:
-        client.register_system_shared_memory(name, key, size_bytes)
-        yield handle
-    finally:
-        shm.destroy_shared_memory_region(handle)
-
-
-def images(rows: int, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return np.random.default_rng(seed).random((rows, 1, 8, 8), np.float32)
-
-
-def in_memory(name: str, rows: int, offset: int = 0) -> triton.InferInput:
-    tensor = triton.InferInput("input", [rows, 1, 8, 8], "FP32")
-    tensor.set_shared_memory(name, rows * IMAGE_BYTES, offset)
-    return tensor
-
-
-def plain(client: triton.InferenceServerClient, values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> object:
-    tensor = triton.InferInput("input", list(values.shape), "FP32")
-    tensor.set_data_from_numpy(values)
-    return client.infer("digits", [tensor]).as_numpy("scores")
-
-
 def test_inputs_and_outputs(client: triton.InferenceServerClient) -> None:
     values = images(3)
     with region(client, "in", 4096) as given, region(client, "out", 4096) as answers:
         shm.set_shared_memory_region(given, [values], offset=16)
-        wanted = triton.InferRequestedOutput("scores")
-        wanted.set_shared_memory("out", 3 * SCORES_BYTES, 64)
+        wanted = to_memory("out", 3, 64)
         for _ in range(3):
             result = client.infer("digits", [in_memory("in", 3, 16)], outputs=[wanted])
             assert result.get_output("scores") == {"name": "scores", "datatype": "FP32", "shape": [3, 10]}
@@ -86,8 +55,7 @@ def test_each_request_gets_its_own_place(server: RunningServer, client: triton.I
         shm.set_shared_memory_region(given, [values])
 
         def infer(at: int) -> None:
-            wanted = triton.InferRequestedOutput("scores")
-            wanted.set_shared_memory("out", SCORES_BYTES, at * SCORES_BYTES)
+            wanted = to_memory("out", 1, at * SCORES_BYTES)
             with triton.InferenceServerClient(server.address) as own:
                 own.infer("digits", [in_memory("in", 1, at * IMAGE_BYTES)], outputs=[wanted])
 
@@ -98,24 +66,8 @@ def test_each_request_gets_its_own_place(server: RunningServer, client: triton.I
 
 
 def test_what_is_wrong_is_told(client: triton.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match="Unable to open shared memory region: '/nope'"):
-        client.register_system_shared_memory("x", "/nope", 16)
-    with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'x'"):
-        client.infer("digits", [in_memory("x", 1)])
-    with region(client, "in", 4096) as given:
-        assert given
-        with pytest.raises(InferenceServerException, match="'in' already in manager"):
-            client.register_system_shared_memory("in", "/in", 16)
-        with pytest.raises(InferenceServerException, match="Invalid offset"):
-            client.infer("digits", [in_memory("in", 1, 4096)])
-        wanted = triton.InferRequestedOutput("scores")
-        wanted.set_shared_memory("in", SCORES_BYTES - 1)
-        with pytest.raises(InferenceServerException, match="should be at least 40 bytes to hold the results"):
-            client.infer("digits", [in_memory("in", 1)], outputs=[wanted])
-        client.unregister_system_shared_memory("in")
-        with pytest.raises(InferenceServerException, match="Unable to find"):
-            client.infer("digits", [in_memory("in", 1)])
-        assert client.get_system_shared_memory_status() == []
+    REQUESTS.check_what_is_wrong_is_told(client)
+    assert client.get_system_shared_memory_status() == []
 
 
 def test_cuda_memory_needs_a_gpu(client: triton.InferenceServerClient) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import itertools
 import json
 import os
 import queue
@@ -21,12 +20,13 @@ from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from tritonclient.utils import shared_memory as shm
 
+from client_regions import IMAGE_BYTES, SCORES_BYTES, Requests, images, region
 from efserve.codec.grpc import framed
 from grpc_load import calls_on_one_connection, connections
 from live_server import MODELS, SHIPPED, RunningServer, serve
 
-IMAGE_BYTES, SCORES_BYTES = 4 * 64, 4 * 10
-_numbers = itertools.count()
+REQUESTS = Requests(triton)
+in_memory, plain, to_memory = REQUESTS.in_memory, REQUESTS.plain, REQUESTS.to_memory
 
 CONFIG = """
 backend: "python"
@@ -200,40 +200,6 @@ def client(server: RunningServer) -> Iterator[triton.InferenceServerClient]:
         given.unregister_system_shared_memory()
 
 
-@contextmanager
-def region(client: triton.InferenceServerClient, name: str, size_bytes: int) -> Iterator[object]:
-    """A segment, registered under `name`."""
-    key = f"/efserve-grpc-{os.getpid()}-{next(_numbers)}"
-    handle = shm.create_shared_memory_region(name, key, size_bytes)
-    try:
-        client.register_system_shared_memory(name, key, size_bytes)
-        yield handle
-    finally:
-        shm.destroy_shared_memory_region(handle)
-
-
-def images(rows: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return np.random.default_rng(0).random((rows, 1, 8, 8), np.float32)
-
-
-def in_memory(name: str, rows: int, offset: int = 0) -> triton.InferInput:
-    tensor = triton.InferInput("input", [rows, 1, 8, 8], "FP32")
-    tensor.set_shared_memory(name, rows * IMAGE_BYTES, offset)
-    return tensor
-
-
-def to_memory(name: str, rows: int, offset: int = 0) -> triton.InferRequestedOutput:
-    wanted = triton.InferRequestedOutput("scores")
-    wanted.set_shared_memory(name, rows * SCORES_BYTES, offset)
-    return wanted
-
-
-def plain(client: triton.InferenceServerClient, values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> object:
-    tensor = triton.InferInput("input", list(values.shape), "FP32")
-    tensor.set_data_from_numpy(values)
-    return client.infer("digits", [tensor]).as_numpy("scores")
-
-
 def test_inputs_and_outputs(client: triton.InferenceServerClient) -> None:
     values = images(3)
     with region(client, "in", 4096) as given, region(client, "out", 4096) as answers:
@@ -297,24 +263,8 @@ def test_some_inputs_in_memory_and_some_not() -> None:
 
 
 def test_what_is_wrong_is_told(client: triton.InferenceServerClient) -> None:
-    with pytest.raises(InferenceServerException, match="Unable to open shared memory region: '/nope'"):
-        client.register_system_shared_memory("x", "/nope", 16)
-    with pytest.raises(InferenceServerException, match="Unable to find shared memory region: 'x'"):
-        client.infer("digits", [in_memory("x", 1)])
-    with region(client, "in", 4096) as given:
-        assert given
-        with pytest.raises(InferenceServerException, match="'in' already in manager"):
-            client.register_system_shared_memory("in", "/in", 16)
-        with pytest.raises(InferenceServerException, match="Invalid offset"):
-            client.infer("digits", [in_memory("in", 1, 4096)])
-        wanted = triton.InferRequestedOutput("scores")
-        wanted.set_shared_memory("in", SCORES_BYTES - 1)
-        with pytest.raises(InferenceServerException, match="should be at least 40 bytes to hold the results"):
-            client.infer("digits", [in_memory("in", 1)], outputs=[wanted])
-        client.unregister_system_shared_memory("in")
-        with pytest.raises(InferenceServerException, match="Unable to find"):
-            client.infer("digits", [in_memory("in", 1)])
-        assert not client.get_system_shared_memory_status().regions
+    REQUESTS.check_what_is_wrong_is_told(client)
+    assert not client.get_system_shared_memory_status().regions
 
 
 def test_cuda_memory_needs_a_gpu(client: triton.InferenceServerClient) -> None:
