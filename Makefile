@@ -9,7 +9,7 @@ demo: $(VENV)/core.stamp
 	$(BIN)/efserve bench --concurrency 1:10
 
 test: $(VENV)/dev.stamp lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -33,7 +33,9 @@ def test_a_library_that_fails_is_one_line(tmp_path: Path) -> None:
     script = (
         "import sys, msgspec\n"
         "from efserve.inspection.probes import LIBRARIES, ask\n"
-        "sys.stdout.buffer.write(msgspec.json.encode(ask(tuple(LIBRARIES), 10)[1]))"
+        "hangs = ask(('onnxruntime',), 1)[1]\n"
+        "others = ask(tuple(name for name in LIBRARIES if name != 'onnxruntime'), 50)[1]\n"
+        "sys.stdout.buffer.write(msgspec.json.encode(hangs | others))"
     )
     path = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
@@ -44,7 +46,7 @@ def test_a_library_that_fails_is_one_line(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": path},
     )
     found = msgspec.json.decode(done.stdout, type=dict[str, Library])
-    assert found["onnxruntime"].problem == "importing it does not end within 10 s"
+    assert found["onnxruntime"].problem == "importing it does not end within 1 s"
     assert found["torch"].problem.startswith("importing it is killed by SIGSEGV")
     assert found["openvino"].problem == "it cannot be imported: OSError: libtbb.so.12: cannot open shared object file"
     assert not found["tensorrt"].cuda_works

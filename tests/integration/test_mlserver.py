@@ -17,7 +17,7 @@ from efserve.records import read_result
 
 CACHE = Path(__file__).parents[2] / ".cache" / "mlserver"
 PYTHON = CACHE / "bin" / "python"
-INSTALL_S, START_S = 300, 60
+INSTALL_S, START_S = 150, 60
 RUNTIME = """
 from mlserver import MLModel
 from mlserver.types import InferenceResponse, ResponseOutput

@@ -11,7 +11,7 @@ import pytest
 from live_server import MODELS, SHIPPED, RunningServer, serve
 
 PerfAnalyzer = Callable[..., subprocess.CompletedProcess[str]]
-QUICK = ("--measurement-mode", "count_windows", "--measurement-request-count", "50", "--stability-percentage", "999")
+QUICK = ("--measurement-interval", "300", "--stability-percentage", "999")
 
 
 @pytest.fixture(scope="module")

@@ -134,19 +134,19 @@ def test_two_instances_build_one_plan(repository: Path, gpu: dict[str, str]) -> 
 
 
 def test_a_build_that_goes_on_may_take_longer_than_the_deadline(repository: Path, gpu: dict[str, str]) -> None:
-    words = ("--trt", "--model", "digits", "--load-timeout-s", "9")
-    with serve(*words, repository=repository, environment={**gpu, "STAND_IN_STEP_S": "1.2"}) as server:
+    words = ("--trt", "--model", "digits", "--load-timeout-s", "6")
+    with serve(*words, repository=repository, environment={**gpu, "STAND_IN_STEP_S": "0.8"}) as server:
         assert server.state_of("digits") == ("READY", "")
         told = "".join(server.printed)
     assert "model=digits/1 builds its TensorRT plan: Tactic Selection, step " in told
 
 
 def test_a_build_that_tells_nothing_new_is_given_up(repository: Path, gpu: dict[str, str]) -> None:
-    words = ("--trt", "--model", "digits", "--load-timeout-s", "9")
+    words = ("--trt", "--model", "digits", "--load-timeout-s", "6")
     with serve(*words, repository=repository, environment={**gpu, "STAND_IN_STEP_S": "600"}) as server:
         state, reason = server.state_of("digits")
     assert state == "UNAVAILABLE"
-    assert reason.startswith("it told nothing new within 9 s; the last: builds its TensorRT plan in fp32, which takes")
+    assert reason.startswith("it told nothing new within 6 s; the last: builds its TensorRT plan in fp32, which takes")
 
 
 def test_plans_that_are_not_to_be_kept(repository: Path, gpu: dict[str, str]) -> None:
