@@ -161,6 +161,11 @@ def test_a_head_without_end_stops_at_the_limit(step: int, ended: bool) -> None:
     assert caught.value.http_status == 431
 
 
+def test_a_tls_handshake_is_refused_with_its_first_byte() -> None:
+    with pytest.raises(InvalidRequest, match="a TLS handshake came to a port without TLS"):
+        RequestReader(heads(), 1000).feed(memoryview(b"\x16"))
+
+
 def test_a_body_beyond_the_limit_is_refused_unread() -> None:
     reader = RequestReader(heads(), LIMIT)
     read(reader, b"POST / HTTP/1.1\r\nContent-Length: 1000\r\n\r\n" + bytes(1000))

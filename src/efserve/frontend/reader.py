@@ -11,6 +11,7 @@ from efserve.frontend.heads import MAX_HEAD_BYTES, UNREADABLE, Head, Heads
 
 HEAD_STEP_BYTES = 2048
 EMPTY = memoryview(b"")
+TLS_HANDSHAKE = 0x16  # the first byte of a client that expects TLS
 
 
 class Phase(Enum):
@@ -121,6 +122,8 @@ class RequestReader:
         if (end if end > 3 else len(partial)) > MAX_HEAD_BYTES:
             raise HeadTooLarge(f"request head is larger than the limit of {MAX_HEAD_BYTES} bytes")
         if end <= 3:
+            if partial[0] == TLS_HANDSHAKE:  # which need not have the end of a line for as long as we would wait
+                raise InvalidRequest("a TLS handshake came to a port without TLS")
             return data[HEAD_STEP_BYTES:]
         text = bytes(partial[:end])
         self._partial = bytearray()
