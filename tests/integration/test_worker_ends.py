@@ -49,7 +49,7 @@ def test_a_kill_is_noticed_at_once(tmp_path: Path) -> None:
         start_s = monotonic()
         os.kill(desk.worker.pid, signal.SIGKILL)
         await desk.dead.wait()
-        assert monotonic() - start_s < 1
+        assert monotonic() - start_s < 5
         assert desk.deaths == ["killed by SIGKILL"]
         assert desk.worker.ending == "killed by SIGKILL"
 
