@@ -1,7 +1,7 @@
 """onnxruntime on a GPU with its tensors there: copies in, the session, copies out, all on one stream that is ours.
 
-The session runs on that stream too (`user_compute_stream`), so what it computes can be timed apart from the copies, and
-it stays within a green context. Never run on hardware so far.
+The session runs on that stream too (`user_compute_stream`), so what it computes can be timed apart from the copies.
+Never run on hardware so far; least known is what onnxruntime makes of a stream that belongs to a green context.
 """
 
 from collections.abc import Callable, Sequence
