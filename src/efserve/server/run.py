@@ -39,7 +39,7 @@ from efserve.worker.spec import WorkerFacts
 
 log = logging.getLogger(__name__)
 
-_SPAWN_S = 0.005  # for the first workers to be started; what is not by then waits for some imports
+_SPAWN_S = 0.01  # for the first workers to be started; what is not by then waits for some imports
 _WORKER_STOP_S = 1.0  # for idle workers to end by themselves, however little is left of the time to drain
 
 
