@@ -266,3 +266,10 @@ def test_temporal_shares_devices_in_time_also_where_no_share_of_100_was_measured
     plan = planned("temporal", replace(case, capacities=half))
     assert plan is not None
     assert [len(placement.tenants) for placement in plan.placements] == [2]
+
+
+@pytest.mark.parametrize("policy", [*QUICK, "exhaustive"])
+def test_a_model_that_is_hardly_asked_for_has_its_place(policy: str) -> None:
+    plan = planned(policy, problem((1e-8, 30, 2, 1), (20, 30, 2, 1)))
+    assert plan is not None
+    assert {tenant.model for placement in plan.placements for tenant in placement.tenants} == {"m0", "m1"}

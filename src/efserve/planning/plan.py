@@ -14,6 +14,7 @@ from efserve.errors import ClientError, ConfigError
 
 SCHEMA = 1
 MEMORY_LIMIT_PCT = 90.0  # of a device's memory may be planned
+LEAST_PER_S = 0.001  # is planned for
 MAX_TENANTS = 3  # models that share one partition in time, but for the policy `temporal`
 
 
@@ -144,8 +145,8 @@ class Problem:
         return min(known) * MEMORY_LIMIT_PCT / 100 if known else float("inf")
 
     def wanted_per_s(self, demand: Demand) -> float:
-        """The rate to plan for: the demand's with the headroom on top."""
-        return demand.rate_per_s * (1 + self.headroom_pct / 100)
+        """The rate to plan for: the demand's with the headroom on top, and enough not to be lost in rounding."""
+        return max(LEAST_PER_S, demand.rate_per_s * (1 + self.headroom_pct / 100))
 
 
 @dataclass(frozen=True, slots=True)
