@@ -273,3 +273,17 @@ def test_a_model_that_is_hardly_asked_for_has_its_place(policy: str) -> None:
     plan = planned(policy, problem((1e-8, 30, 2, 1), (20, 30, 2, 1)))
     assert plan is not None
     assert {tenant.model for placement in plan.placements for tenant in placement.tenants} == {"m0", "m1"}
+
+
+@pytest.mark.parametrize("policy", ["best", "gpulet"])
+def test_models_that_cannot_run_beside_one_another_at_any_rate_are_told_longer_slos(policy: str) -> None:
+    points = tuple(Point(100, batch, 1, batch / ms * 1000, ms) for batch, ms in ((1, 10.0), (2, 11.0)))
+    models = ("a", "b", "c")
+    demands, capacities = tuple(Demand(m, 5, 21) for m in models), tuple(Capacity(m, "onnx", points) for m in models)
+    case = Problem(demands, capacities, devices(1), budget_s=1.0)
+    with pytest.raises(NoPlan, match="1 device") as error:
+        make_plan(case, policy)
+    nearest = tuple(shortfall.nearest for shortfall in error.value.shortfalls)
+    assert {demand.slo_ms for demand in nearest if demand} == {42}
+    assert planned(policy, replace(case, demands=tuple(demand for demand in nearest if demand))) is not None
+    assert len(nearest) == 3

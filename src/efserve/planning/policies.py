@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from math import sqrt
 
 from efserve.planning import best, exhaustive, gpulet, static, temporal
 from efserve.planning.packing import Shelf, assemble, widest_fit
@@ -60,13 +61,17 @@ def most_factor(problem: Problem, policy: str) -> float:
             return False
         return True
 
-    low, high = (1.0, 2.0) if holds(1.0) else (0.5, 1.0)
-    while low >= 1 and high < MOST_FACTOR and holds(high):
-        low, high = high, 2 * high
-    while low < 1 and not holds(low):
-        if low * MOST_FACTOR <= 1:
+    if holds(1.0):
+        low, high = 1.0, 2.0
+        while high < MOST_FACTOR and holds(high):
+            low, high = high, 2 * high
+    else:
+        low, high = 1 / MOST_FACTOR, 1.0
+        if not holds(low):
             return 0.0
-        low, high = low / 2, low
+        while high > 2 * low:
+            middle = sqrt(low * high)
+            low, high = (middle, high) if holds(middle) else (low, middle)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         if holds(middle):
@@ -80,7 +85,8 @@ def _with_nearest(problem: Problem, policy: str, error: NoPlan) -> list[Shortfal
     """The shortfalls, each with the nearest demand: all of them together, beside the demands of others, have a plan.
 
     Where an SLO is too short, the shortest that the model's rate has on these devices; where devices are short then,
-    all rates at the same part of theirs, and a shortfall for each model.
+    all rates at the same part of theirs, and a shortfall for each model. Where the models cannot run beside one another
+    at any rate, all SLOs are longer too, 2, 4, 8 or 16 times.
     """
     short = {shortfall.model: shortfall.nearest for shortfall in error.shortfalls}
     if any(
@@ -95,10 +101,17 @@ def _with_nearest(problem: Problem, policy: str, error: NoPlan) -> list[Shortfal
         for demand in problem.demands
     )
     factor = min(1.0, most_factor(replace(problem, demands=longer), policy))
+    times = 1.0
+    while not factor and times < LONGEST:  # they cannot run beside one another at any rate: later, perhaps
+        times *= 2
+        later = tuple(replace(demand, slo_ms=demand.slo_ms * times) for demand in longer)
+        factor = min(1.0, most_factor(replace(problem, demands=later), policy))
+        longer = later if factor else longer
     nearest_of = {demand.model: replace(demand, rate_per_s=demand.rate_per_s * factor) for demand in longer}
-    if not factor:  # they cannot run beside one another at any rate
+    if not factor:
         return [replace(shortfall, nearest=None) for shortfall in error.shortfalls]
-    others = [demand.model for demand in problem.demands if factor < 1 and demand.model not in short]
+    changed = factor < 1 or times > 1
+    others = [demand.model for demand in problem.demands if changed and demand.model not in short]
     return [
         *(replace(shortfall, nearest=nearest_of[shortfall.model]) for shortfall in error.shortfalls),
         *(Shortfall(model, LESS_ROOM, nearest_of[model]) for model in others),
