@@ -9,7 +9,8 @@ from efserve.pbtxt import parse_config
 from efserve.tensors import DATATYPES, TensorSpec
 
 TEXTS = st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=12)
-SPECS = st.builds(TensorSpec, TEXTS, st.sampled_from(DATATYPES), st.lists(st.integers(-1, 9), max_size=4).map(tuple))
+DIMS = st.lists(st.integers(-1, 9).filter(bool), max_size=4).map(tuple)  # no config may say 0
+SPECS = st.builds(TensorSpec, TEXTS, st.sampled_from(DATATYPES), DIMS)
 
 
 @given(
