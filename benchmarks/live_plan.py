@@ -25,15 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import psutil
-from onnx import TensorProto, helper, numpy_helper
 
 from efserve.planning.plan import Plan, read_plan
 from efserve.planning.tables import kinds, read_capacities
 from efserve.profiles import ProfileRow, profile_path, read_profile
 from efserve.records import read_result
-from harness import Server, serving
+from harness import Server, make_convolutions, serving
 
 LAYERS = {"short": 2, "long": 5}  # of each network
 WIDTH, SIDE = 128, 48  # channels of a layer, pixels
@@ -229,28 +227,8 @@ def batch_ratio(
 
 
 def make_network(root: Path, name: str, layers: int) -> None:
-    """`layers` convolutions 3x3 of WIDTH channels on [batch, 3, SIDE, SIDE], then the mean of each channel."""
-    random = np.random.default_rng(0)
-    nodes, weights, before, channels = [], [], "input", 3
-    for at in range(layers):
-        weight = (random.standard_normal((WIDTH, channels, 3, 3)) * 0.05).astype(np.float32)
-        weights.append(numpy_helper.from_array(weight, f"w{at}"))
-        nodes.append(helper.make_node("Conv", [before, f"w{at}"], [f"c{at}"], pads=[1, 1, 1, 1]))
-        nodes.append(helper.make_node("Relu", [f"c{at}"], [f"r{at}"]))
-        before, channels = f"r{at}", WIDTH
-    nodes.append(helper.make_node("GlobalAveragePool", [before], ["p"]))
-    nodes.append(helper.make_node("Flatten", ["p"], ["output"]))
-    graph = helper.make_graph(
-        nodes,
-        name,
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3, SIDE, SIDE])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", WIDTH])],
-        weights,
-    )
-    path = root / name / "1" / "model.onnx"
-    path.parent.mkdir(parents=True)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(path))
-    (root / name / "config.pbtxt").write_text("max_batch_size: 4\ndynamic_batching { }\n")
+    """`layers` convolutions, on [batch, 3, SIDE, SIDE]."""
+    make_convolutions(root, name, (3, SIDE, SIDE), layers, WIDTH)
 
 
 def make_sleeper(root: Path, name: str, layers: int) -> None:

@@ -1,11 +1,12 @@
 """What reloads under load cost the requests: failures, and waiting beside that of the same load without reloads.
 
-    python benchmarks/reload.py [--connections 16] [--reloads 10] [--rounds 4] [--loads 1 0.5]
+    python benchmarks/reload.py [--connections 16] [--reloads 10] [--rounds 4] [--loads 1 0.5] [--layers 2]
 
-A CNN of a few hundred microseconds, 1 instance x 1 thread; first as fast as its clients go, then at shares of that
-rate. Each round reloads the model, one time after the other, and lets the same load run for as long without. A request
-is late when it waited longer than any one without reloads did, by more than one inference of a whole batch. A failure
-is any answer but 200, and any connection that ends.
+A CNN of a few hundred microseconds, or with --layers a network of so many convolutions, each of one to two
+milliseconds; 1 instance x 1 thread; first as fast as its clients go, then at shares of that rate. Each round reloads
+the model, one time after the other, and lets the same load run for as long without. A request is late when it waited
+longer than any one without reloads did, by more than one inference of a whole batch. A failure is any answer but 200,
+and any connection that ends.
 """
 
 import argparse
@@ -21,9 +22,10 @@ from typing import cast
 import numpy as np
 import uvloop
 
-from harness import make_cnn, serving, write_request
+from harness import make_cnn, make_convolutions, serving, write_request
 
 _ROWS = 8  # of a whole batch
+_DIMS = (3, 48, 48)  # of a row for the convolutions
 _LEAVE_S = 0.3  # for the last worker that was replaced to end
 
 
@@ -208,12 +210,16 @@ def main() -> None:
     parser.add_argument("--reloads", type=int, default=10, help="in each round")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--loads", type=float, nargs="+", default=[1, 0.5], help="shares of the highest rate; 1 first")
+    parser.add_argument("--layers", type=int, default=0, help="convolutions of the network; 0: the small CNN")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        make_cnn(root, max_batch=_ROWS)
+        if options.layers:
+            make_convolutions(root, "cnn", _DIMS, options.layers, channels=128)
+        else:
+            make_cnn(root, max_batch=_ROWS)
         body = root / "request.bin"
-        head_bytes = write_request(body, (1, 1, 28, 28))
+        head_bytes = write_request(body, (1, *(_DIMS if options.layers else (1, 28, 28))))
         data = body.read_bytes()
         head = f"POST /v2/models/cnn/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n"
         request = f"{head}Inference-Header-Content-Length: {head_bytes}\r\n\r\n".encode() + data
