@@ -117,9 +117,10 @@ def run_case(root: Path, case: Case, plan: Plan, traces: tuple[Path, Path], repe
     measured: list[dict[str, Met]] = []
     far = 0
     with serving(root / "models", "--plan", str(root / "plan.json")) as server:
-        gateway_ms = way_ms(root, plan, server, short)
+        _, busy = simulate(root, short, 0.0)
+        gateway_ms = way_ms(root, plan, server, short, busy)
         print(f"{case.title}: {gateway_ms:.2f} ms besides queue and batch")
-        simulated = simulate(root, trace, gateway_ms)
+        simulated, _ = simulate(root, trace, gateway_ms)
         for _ in range(repeats):
             met, others_pct = serve(root, plan, server, trace)
             measured.append(met)
@@ -140,14 +141,16 @@ def run_case(root: Path, case: Case, plan: Plan, traces: tuple[Path, Path], repe
     return far
 
 
-def simulate(root: Path, trace: Path, gateway_ms: float) -> dict[str, Met]:
-    """What `efserve simulate` says of the plan."""
+def simulate(root: Path, trace: Path, gateway_ms: float) -> tuple[dict[str, Met], dict[str, float]]:
+    """What `efserve simulate` says of each model: what its requests meet, and the busy part of its partition's time."""
     options = ("--profiles", profiles(root), "--trace", trace, "--gateway-ms", round(gateway_ms, 3), "--json")
     (told,) = json.loads(efserve("simulate", root / "plan.json", *options))
-    return {
+    met = {
         model["model"]: Met(model["requests"], model["dropped"], model["p50_ms"], model["p99_ms"])
         for model in told["models"]
     }
+    busy = {model: float(part["utilization"]) for part in told["partitions"] for model in part["models"]}
+    return met, busy
 
 
 def serve(root: Path, plan: Plan, server: Server, trace: Path) -> tuple[dict[str, Met], float]:
@@ -179,10 +182,11 @@ def busy_s(server: Server) -> float:
     return float(sum(times.user + times.system for times in own)) + ours.ru_utime + ours.ru_stime
 
 
-def way_ms(root: Path, plan: Plan, server: Server, trace: Path) -> float:
-    """What a request takes besides its batch, at these rates: of the fastest quarter, which found its worker idle.
+def way_ms(root: Path, plan: Plan, server: Server, trace: Path, busy: dict[str, float]) -> float:
+    """What a request takes besides its batch, at these rates: the median of those that found their worker idle.
 
-    What others lose on their way, while the cores are busy, they would have waited for the worker all the same.
+    Of Poisson arrivals these are the part `1 - busy`, and the fastest. What others lose on their way, while the cores
+    are busy, they would have waited for the worker all the same.
     """
     result = root / "way.json"
     efserve("bench", "--url", server.url, "--schedule", trace, "--json", result)
@@ -192,7 +196,7 @@ def way_ms(root: Path, plan: Plan, server: Server, trace: Path) -> float:
         rows = profiled(root, plan, model.name)
         latency_ms = level.requests.latency_us[level.requests.model == at] / 1000
         known_ms = rows[1].p50_ms + rows[1].roundtrip_ms - rows[1].mean_ms
-        ways_ms.append(float(np.percentile(latency_ms, 25)) - known_ms)
+        ways_ms.append(float(np.percentile(latency_ms, 50 * (1 - busy[model.name]))) - known_ms)
     return max(0.0, sum(ways_ms) / len(ways_ms))
 
 
