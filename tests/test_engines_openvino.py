@@ -101,6 +101,24 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         load(strings)
 
 
+def test_signals_arrive_after_two_models(tmp_path: Path) -> None:
+    script = (
+        "import faulthandler, signal; from pathlib import Path; faulthandler.enable()\n"
+        "from efserve.engines import base; from efserve.model_config import ModelConfig; "
+        "from efserve.partition import Partition\n"
+        "source = base.Source(Path('m/1'), ModelConfig('m'), Partition())\n"
+        "first = base.load('openvino', source); second = base.load('openvino', source)\n"
+        "del first; del second\n"
+        "signal.signal(signal.SIGINT, lambda *_: print('arrived'))\n"
+        "signal.raise_signal(signal.SIGINT)\n"
+    )
+    onnx_models.save(tmp_path, "m", onnx_models.identity())
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60
+    )
+    assert (ended.returncode, ended.stdout) == (0, "arrived\n"), ended.stderr
+
+
 def test_without_the_package(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['openvino'] = None\n"

@@ -8,6 +8,7 @@ config's parameter `precision` chooses fp32, which is the default, or bf16; inpu
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,7 @@ def load(source: Source) -> OpenVinoEngine:
         "INFERENCE_PRECISION_HINT": _PRECISIONS[stated],  # by itself OpenVINO would take bf16 where it is faster
         "ENABLE_CPU_PINNING": False,  # the partition has its cores already
     }
-    core: Any = ov.Core()
-    compiled = _compiled(core, path, source, settings)
+    compiled = _compiled(path, source, settings)
     model = compiled.model
     obtained = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     where = ", but for what the file has in int8" if stated == "int8" else ""
@@ -153,8 +153,19 @@ def load(source: Source) -> OpenVinoEngine:
     return OpenVinoEngine(compiled, source.settle(signature), signature, remarks)
 
 
-def _compiled(core: Any, path: Path, source: Source, settings: dict[str, Any]) -> _Compiled:
+@cache
+def _core() -> Any:
+    """The only one of this process, as long as it lives.
+
+    Of two whose lives overlap, the last to end leaves the thread a signal stack that was freed (OpenVINO 2026.4): the
+    next signal, Ctrl-C say, would end the process by SIGSEGV.
+    """
+    return ov.Core()
+
+
+def _compiled(path: Path, source: Source, settings: dict[str, Any]) -> _Compiled:
     """The model as an earlier load has compiled it, else compiled and, where that can be, kept."""
+    core = _core()
     choices = (path.name, str(settings["INFERENCE_PRECISION_HINT"]))
     shelf = Shelf(source.folder, Recipe("openvino", f"openvino {ov.__version__}", choices))
     if source.keeps and (found := shelf.find()) is not None:
