@@ -23,6 +23,12 @@ def load(folder: Path, config: ModelConfig | None = None, **changes: Any) -> bas
     return base.load("openvino", Source(folder, config or ModelConfig("m"), Partition(), **changes))
 
 
+def run_python(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """In a process of its own."""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, timeout=60)
+
+
 @pytest.mark.parametrize(
     ("element_type", "datatype"),
     [
@@ -113,9 +119,7 @@ def test_signals_arrive_after_two_models(tmp_path: Path) -> None:
         "signal.raise_signal(signal.SIGINT)\n"
     )
     onnx_models.save(tmp_path, "m", onnx_models.identity())
-    ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60
-    )
+    ended = run_python(script, tmp_path)
     assert (ended.returncode, ended.stdout) == (0, "arrived\n"), ended.stderr
 
 
@@ -126,9 +130,7 @@ def test_without_the_package(tmp_path: Path) -> None:
         "main(['infer', 'm', 'x.npy', '--engine', 'openvino', '--model-repository', '.'])\n"
     )
     onnx_models.save(tmp_path, "m", onnx_models.identity())
-    ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60
-    )
+    ended = run_python(script, tmp_path)
     assert ended.returncode == 1
     assert "engine 'openvino' needs openvino, which is not installed: pip install 'efserve[openvino]'" in ended.stderr
     assert "Traceback" not in ended.stderr
