@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import WeakValueDictionary
 
 from efserve.devices.cpu import available_cores
 from efserve.errors import EfserveError, InvalidRequest, LoadFailed, Unavailable, UsageError
@@ -58,7 +59,7 @@ class RepositoryControl:
         self._shared = shared
         self._options = options
         self.allotment = Allotment(options, room_here)
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # while somebody uses them
         self._places: dict[str, TemporaryDirectory[str]] = {}  # of models whose files came with a request
         self._seen: dict[str, object] = {}  # fingerprints of what was last loaded or tried, in mode poll
         self._overridden: dict[str, tuple[str, object]] = {}  # configs that came with a request, fingerprints of files
@@ -252,23 +253,25 @@ class RepositoryControl:
             await asyncio.sleep(self._options.repository_poll_secs)
             try:
                 await self.poll()
-            except (EfserveError, OSError) as exc:
-                log.error("the model repository could not be polled: %s", exc)
+            except Exception as exc:  # noqa: BLE001 - nobody awaits this task, and polling goes on whatever one look met
+                log.error("the model repository could not be polled: %s", _told(exc))
 
     async def poll(self) -> None:
         """Looks at the repositories once and follows what has changed in them since the last look."""
         before, self._seen = self._seen, await asyncio.to_thread(self._look)
-        for name in before.keys() - self._seen.keys():
-            await self._unload(name)
+        await self._follow({name: self._unload(name) for name in before.keys() - self._seen.keys()})
         changed = [name for name, facts in self._seen.items() if before.get(name) != facts]
-        outcomes = await asyncio.gather(*(self._load(name, _NO_OVERRIDES) for name in changed), return_exceptions=True)
-        for name, outcome in zip(changed, outcomes, strict=True):
-            if isinstance(outcome, EfserveError):
-                log.error("model=%s: %s", name, outcome)
-                if not self._catalog.versions(name):
-                    self._catalog.add_broken(name, str(outcome))
-            elif outcome is not None:
-                raise outcome
+        for name, error in (await self._follow({name: self._load(name, _NO_OVERRIDES) for name in changed})).items():
+            if not self._catalog.versions(name):
+                self._catalog.add_broken(name, _told(error))
+
+    async def _follow(self, changes: dict[str, Coroutine[Any, Any, None]]) -> dict[str, Exception]:
+        """Makes changes of several models; the errors of those that could not be made, which have been logged."""
+        outcomes = await asyncio.gather(*changes.values(), return_exceptions=True)
+        errors = {name: each for name, each in zip(changes, outcomes, strict=True) if isinstance(each, Exception)}
+        for name, error in errors.items():
+            log.error("model=%s: %s", name, _told(error))
+        return errors
 
     # Lives
 
@@ -362,6 +365,11 @@ def _check_versions(folder: ModelFolder) -> tuple[int, ...]:
     if not numbers:
         raise LoadFailed(f"version_policy of '{folder.name}' selects none of its versions {list(folder.versions)}")
     return numbers
+
+
+def _told(error: Exception) -> str:
+    """The message of an error that is meant to be read; before that of any other, what it is."""
+    return str(error) if isinstance(error, (EfserveError, OSError)) else f"{type(error).__name__}: {error}"
 
 
 def _why_not(name: str, failed: list[ServedVersion]) -> str:
