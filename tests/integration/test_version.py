@@ -10,9 +10,14 @@ import uvloop
 from efserve.counters import BACKEND, CANCELED, OTHER, REJECTED
 from efserve.errors import Unavailable, WorkerDied
 from efserve.inference import InferRequest, Outcome
-from efserve.partition import Partition
+from efserve.partition import Obtained, Partition
+from efserve.partitions.mps import MpsDaemons
+from efserve.partitions.mps_directory import RunDirectory
+from efserve.partitions.nvidia_programs import NvidiaPrograms
 from efserve.repository import read_model
+from efserve.server.mps import MpsService
 from efserve.server.options import ServeConfig
+from efserve.server.shared import Shared
 from efserve.server.version import ServedVersion, VersionState
 from efserve.worker.handle import WorkerState
 
@@ -71,6 +76,35 @@ def test_a_request_that_kills_its_workers_is_the_models_failure() -> None:
         await version.start()
         assert isinstance(await ask(version), WorkerDied)
         assert version.counters.failures == {BACKEND: 1, CANCELED: 0, OTHER: 0, REJECTED: 0}
+        await version.stop(0)
+
+    uvloop.run(whole())
+
+
+class FaultyMps(MpsService):
+    """Raises, when it is asked about the second worker, what it never should."""
+
+    asked = 0
+
+    async def confirm(self, partition: Partition, pid: int, obtained: Obtained) -> None:
+        self.asked += 1
+        if self.asked == 2:
+            raise RuntimeError(f"no answer for {partition.device or 'the CPU'}")
+
+
+def test_a_fault_of_our_own_makes_the_version_unavailable_and_ends_its_workers(tmp_path: Path) -> None:
+    async def whole() -> None:
+        mps = FaultyMps(MpsDaemons(RunDirectory(tmp_path), NvidiaPrograms(deadline_s=DEADLINE_S)))
+        found = read_model(ZOO / "echo").resolve(1)
+        version = ServedVersion(found, {}, ServeConfig(), (Partition(),) * 2, Shared(mps=mps))
+        await asyncio.wait_for(version.start(), DEADLINE_S)
+        assert version.state is VersionState.UNAVAILABLE
+        assert "could not be kept alive: RuntimeError: no answer for" in version.reason
+        refused = await ask(version)
+        assert isinstance(refused, Unavailable)
+        assert version.reason in str(refused)
+        await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=DEADLINE_S)
+        assert not version.workers
         await version.stop(0)
 
     uvloop.run(whole())

@@ -222,6 +222,8 @@ class ServedVersion:
                 await asyncio.sleep(delay_s)
                 if self.state not in _ALIVE:  # another instance has used up the restarts
                     return
+        except Exception as exc:  # noqa: BLE001 - nobody awaits this task: the version would stay as it is, half alive
+            self._fail(f"instance {place} could not be kept alive: {type(exc).__name__}: {exc}")
         finally:
             if not started.done():
                 started.set_result(None)
@@ -270,6 +272,10 @@ class ServedVersion:
         except asyncio.CancelledError:
             if worker.state is not WorkerState.READY:
                 worker.kill()
+            raise
+        except Exception:
+            await worker.stop(0)
+            self._gone(number)
             raise
         finally:
             if worker.state is not WorkerState.READY:
