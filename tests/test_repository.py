@@ -1,5 +1,6 @@
 """Finding models, versions and engines on disk."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,5 @@ def test_labels(tmp_path: Path) -> None:
         read_labels(path, model.config)
     (path / "labels.txt").write_text("cat\ndog\n")
     assert read_labels(path, model.config) == {"y": ("cat", "dog")}
+    with pytest.raises(ConfigError, match="cannot be read: embedded null byte"):
+        read_labels(path, replace(model.config, label_filenames={"y": "labels\0.txt"}))

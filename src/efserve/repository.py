@@ -179,7 +179,7 @@ def read_labels(folder: Path, config: ModelConfig) -> dict[str, tuple[str, ...]]
     for output, filename in config.label_filenames.items():
         try:
             labels[output] = tuple((folder / filename).read_text(encoding="utf-8").splitlines())
-        except (OSError, UnicodeDecodeError) as exc:
+        except (OSError, ValueError) as exc:  # of a name with a null character, of bytes that are no UTF-8
             raise ConfigError(f"label file of output '{output}' of '{config.name}' cannot be read: {exc}") from exc
     return labels
 
