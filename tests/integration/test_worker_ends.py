@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from time import monotonic
 
@@ -188,6 +189,41 @@ def test_a_start_that_takes_too_long_parts_before_its_kill() -> None:
         assert partings.seen == [desk.worker.pid]
 
     uvloop.run(whole())
+
+
+def test_a_worker_that_no_signal_ends_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
+    """As one is for which the kernel waits: SIGSTOP keeps SIGTERM from it, and SIGKILL is held back."""
+
+    async def whole() -> None:
+        before = open_descriptors()
+        asked, may_end = count(1), asyncio.Event()
+
+        async def hold(_pid: int) -> None:
+            if next(asked) > 1:
+                await may_end.wait()
+
+        desk = Desk(zoo_spec("slow", delay_ms="0"), before_kill=hold)
+        await desk.worker.start(DEADLINE_S)
+        os.kill(desk.worker.pid, signal.SIGSTOP)
+        await asyncio.to_thread(os.waitid, os.P_PID, desk.worker.pid, os.WSTOPPED)
+        async with asyncio.timeout(DEADLINE_S):
+            await desk.worker.stop(0, kill_s=0.01)
+            await desk.worker.stop(0, kill_s=DEADLINE_S)  # it is waited for once
+        assert is_running(desk.worker.pid)
+        pidfd = os.pidfd_open(desk.worker.pid)
+        may_end.set()
+        while desk.worker.state is not WorkerState.DEAD:
+            assert await asyncio.to_thread(select.select, [pidfd], [], [], DEADLINE_S) != ([], [], [])
+        os.close(pidfd)
+        assert desk.deaths == []
+        assert open_descriptors() == before
+        pid = desk.worker.pid
+        assert [f"slow/1 worker process {pid} has not ended within 0.01 s" in line for line in caplog.messages] == [
+            True
+        ]
+
+    uvloop.run(whole())
+    assert (mapped_areas(), open_areas(), children()) == (0, 0, set())
 
 
 def test_a_worker_that_reads_nothing_is_killed() -> None:

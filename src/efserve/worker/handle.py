@@ -32,6 +32,7 @@ __all__ = ["Worker", "WorkerFacts", "WorkerSpec", "WorkerState"]
 log = logging.getLogger(__name__)
 
 _TERM_S = 2.0  # from SIGTERM to SIGKILL
+_KILL_S = 10.0  # from SIGKILL to its end, which gives all its memory back
 _LEAVE_S = 2.0  # for a worker that has hung up or failed to load, to end by itself
 
 
@@ -83,6 +84,7 @@ class Worker:
         self._settled = asyncio.Event()  # READY, or never to be
         self._failure = ""  # why it could not start, where it said so
         self._cause = ""  # why we killed it
+        self._is_left_behind = False  # not even SIGKILL has ended it in time
         self._limit: asyncio.Timeout | None = None  # of the start
         self._deadline_s = 0.0
         self._progress = ""  # what it last told of its load
@@ -115,7 +117,7 @@ class Worker:
         """Start the process and wait until it is READY; one that `gives_way` loads while the processors are free.
 
         Raises LoadFailed, with what is known of the reason, when it says that it cannot, ends, or is neither ready
-        nor tells of progress for `deadline_s`; the process is gone by then.
+        nor tells of progress for `deadline_s`; the process is gone by then, or as in `stop`.
         """
         self._move(WorkerState.STARTING)
         self._loop = asyncio.get_running_loop()
@@ -130,8 +132,7 @@ class Worker:
             self._failure = self._failure or self._too_late(deadline_s)
         finally:
             if self.state is WorkerState.STARTING:
-                self.kill()
-                await process.exited.wait()
+                await self._end_at_once(process, _KILL_S)
         if self.facts is None:
             raise LoadFailed(self._failure)
         return self.facts
@@ -153,15 +154,19 @@ class Worker:
         except OSError:  # it has just died, which the loop is about to notice
             pass
 
-    async def stop(self, drain_s: float) -> None:
-        """End the process: let it answer what it has within `drain_s`, then SIGTERM, then SIGKILL. May be repeated."""
+    async def stop(self, drain_s: float, *, kill_s: float = _KILL_S) -> None:
+        """End the process: let it answer what it has within `drain_s`, then SIGTERM, then SIGKILL. May be repeated.
+
+        A process that the kernel does not end within `kill_s` is left behind, with a line in the log; what it holds is
+        let go when it ends.
+        """
         if self.state is WorkerState.NEW:
             self._move(WorkerState.DEAD)
         if self.state is WorkerState.STARTING and self._process is None:
             self._move(WorkerState.STOPPING)
         if self._process is None and self.state is WorkerState.STOPPING:  # there in a moment, and killed then
             await self._settled.wait()
-        if self.state is WorkerState.DEAD or self._process is None:
+        if self.state is WorkerState.DEAD or self._process is None or self._is_left_behind:
             return
         if self.state is WorkerState.READY:
             self._move(WorkerState.STOPPING)
@@ -175,8 +180,7 @@ class Worker:
                 await self._end(self._process, number)
             if await self._process.wait(deadline_s):
                 return
-        self.kill()
-        await self._process.exited.wait()
+        await self._end_at_once(self._process, kill_s)
 
     def kill(self) -> None:
         """SIGKILL now, or when `before_kill` is done; a READY worker's death is reported like any other."""
@@ -186,6 +190,18 @@ class Worker:
             self._process.signal(signal.SIGKILL)
         elif self._killing is None:
             self._killing = self._loop.create_task(self._end(self._process, signal.SIGKILL))
+
+    async def _end_at_once(self, process: ChildProcess, kill_s: float) -> None:
+        self.kill()
+        self._is_left_behind = not await process.wait(kill_s)
+        if self._is_left_behind:
+            log.error(
+                "model=%s worker process %d has not ended within %g s of SIGKILL and is left behind; the kernel ends "
+                "it when what it waits for, such as a disk or a driver, answers",
+                self._name,
+                process.pid,
+                kill_s,
+            )
 
     async def _end(self, process: ChildProcess, number: signal.Signals) -> None:
         try:
