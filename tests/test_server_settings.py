@@ -12,7 +12,7 @@ from efserve.errors import EfserveError, InferenceFailed, InvalidRequest, Unavai
 from efserve.inference import BatchTiming, InferRequest, Outcome, OutputTensor
 from efserve.model_config import ModelConfig
 from efserve.server.logs import LogSettings
-from efserve.server.tracing import Tracer, read_trace_config
+from efserve.server.tracing import Answered, Tracer, read_trace_config
 from efserve.tensors import TensorSpec, encode_bytes
 
 TIMING = BatchTiming(20, 30, 40, 50)
@@ -25,13 +25,13 @@ def model(name: str) -> ModelConfig:
     return ModelConfig(name, inputs=SPECS, outputs=SPECS[:1])
 
 
-def requests(number: int) -> list[tuple[InferRequest, Outcome]]:
+def requests(number: int, protocol: str = "") -> list[Answered]:
     def nobody(outcome: Outcome) -> None:
         raise AssertionError(outcome)
 
     tensors = (np.array([1.5, 2], np.float32).tobytes(), encode_bytes([b"cat"]))
-    request = InferRequest(tensors, ((2,), (1,)), 1, "k", nobody, arrival_ns=10)
-    return [(request, (OutputTensor((2,), tensors[0]),))] * number
+    request = InferRequest(tensors, ((2,), (1,)), 1, "k", nobody, arrival_ns=10, protocol=protocol, begun_ns=5)
+    return [(request, (OutputTensor((2,), tensors[0]),), (70, 80))] * number
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -144,12 +144,33 @@ def test_every_nth_request_is_traced_until_enough_are(tmp_path: Path) -> None:
     assert len(lines(path)) == 3
 
 
+def test_a_trace_tells_when_the_request_was_received_and_the_answer_sent(tmp_path: Path) -> None:
+    tracer = Tracer(tmp_path / "trace")
+    tracer.update({"trace_level": ["TIMESTAMPS"], "trace_rate": "1"})
+    tracer.batch_done(model("m"), "3", [*requests(1, "HTTP"), *requests(1, "GRPC")], TIMING, 60)
+    http, grpc = ({stamp["name"]: stamp["ns"] for stamp in line["timestamps"]} for line in lines(tmp_path / "trace"))
+    assert [http[f"HTTP_{name}"] for name in ("RECV_START", "RECV_END", "SEND_START", "SEND_END")] == [5, 10, 70, 80]
+    assert [grpc[f"GRPC_{name}"] for name in ("WAITREAD_START", "WAITREAD_END")] == [5, 10]
+    assert [grpc[f"GRPC_{name}"] for name in ("SEND_START", "SEND_END")] == [70, 80]
+    assert lines(tmp_path / "trace")[0]["model_version"] == 3
+
+
+def test_the_trace_count_told_is_what_is_left_of_it(tmp_path: Path) -> None:
+    tracer = Tracer(tmp_path / "trace")
+    tracer.update({"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "trace_count": "5"})
+    tracer.update({"trace_count": "3"}, "own")
+    tracer.batch_done(model("m"), "1", requests(2), TIMING, 60)
+    assert [tracer.get(name)["trace_count"] for name in ("", "m", "own")] == ["3", "3", "3"]
+    tracer.batch_done(model("own"), "1", requests(9), TIMING, 60)
+    assert [tracer.get(name)["trace_count"] for name in ("", "m", "own")] == ["3", "3", "0"]
+
+
 def test_tensors_are_written_as_triton_does(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     tracer = Tracer(path)
     tracer.update({"trace_level": ["TENSORS"], "trace_rate": "1"})
-    ((request, _),) = requests(1)
-    tracer.batch_done(model("m"), "1", [*requests(1), (request, InferenceFailed("no"))], TIMING, 60)
+    ((request, _, sent_ns),) = requests(1)
+    tracer.batch_done(model("m"), "1", [*requests(1), (request, InferenceFailed("no"), sent_ns)], TIMING, 60)
     x = {"name": "x", "data": "1.5,2.0", "shape": "2", "dtype": "FP32"}
     label = {"name": "label", "data": "cat", "shape": "1", "dtype": "BYTES"}
     inputs = [{"activity": "TENSOR_QUEUE_INPUT", **tensor} for tensor in (x, label)]

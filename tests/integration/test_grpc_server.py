@@ -161,6 +161,7 @@ def test_trace_and_log_settings(repository: Path, tmp_path: Path) -> None:
         assert changed["trace_level"].value == ["TIMESTAMPS"]
         assert client.get_trace_settings().settings["trace_level"].value == ["OFF"]
         place_of(client)
+        assert client.get_trace_settings("m").settings["trace_count"].value == ["0"]  # what is left
         client.update_trace_settings("m", {"trace_level": None})
         assert client.get_trace_settings("m").settings["trace_level"].value == ["OFF"]
         with pytest.raises(InferenceServerException, match="Unable to parse 'trace_rate'"):
@@ -169,7 +170,9 @@ def test_trace_and_log_settings(repository: Path, tmp_path: Path) -> None:
         logs = client.get_log_settings().settings
         assert (logs["log_verbose_level"].uint32_param, logs["log_info"].bool_param) == (1, True)
         assert server.stop() == 0
-    assert json.loads(traces.read_text())["model_name"] == "m"
+    told = json.loads(traces.read_text())
+    assert told["model_name"] == "m"
+    assert {"GRPC_WAITREAD_START", "GRPC_SEND_END"} < {stamp["name"] for stamp in told["timestamps"]}
 
 
 def test_priorities_decide_who_runs_first(repository: Path) -> None:

@@ -1,6 +1,7 @@
 """tritonclient.http works against the server unchanged."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,10 +124,53 @@ def test_trace_settings(tmp_path: Path) -> None:
         client.infer("digits", [image(1)])
         assert client.is_server_live()  # answered after the trace has been written
         (line,) = trace.read_text().splitlines()
-        stamps = [stamp["ns"] for stamp in json.loads(line)["timestamps"]]
+        told = json.loads(line)
+        stamps = [stamp["ns"] for stamp in told["timestamps"]]
         assert stamps == sorted(stamps)
+        names = [stamp["name"] for stamp in told["timestamps"]]
+        assert (names[:2], names[-2:]) == (["HTTP_RECV_START", "HTTP_RECV_END"], ["HTTP_SEND_START", "HTTP_SEND_END"])
+        assert told["model_version"] == 1
         with pytest.raises(InferenceServerException, match="Request for unknown model : nope"):
             client.get_trace_settings("nope")
+
+
+def test_a_trace_tells_how_long_a_request_took_to_arrive(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    on = ("--trace-config", "level=TIMESTAMPS", "--trace-config", "rate=1", "--trace-file", trace)
+    body = json.dumps({"inputs": [{"name": "input", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]})
+    head = f"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with serve("--model", "digits", *on, repository=SHIPPED) as server:
+        host, port = server.address.split(":")
+        with (
+            triton.InferenceServerClient(server.address) as client,
+            socket.create_connection((host, int(port)), timeout=20) as connection,
+        ):
+            connection.sendall((head + body[:50]).encode())
+            assert client.is_server_live()  # the first part has been read by now
+            connection.sendall(body[50:].encode())
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            client.infer("digits", [image(1)])
+            assert client.is_server_live()
+    parts, whole = (
+        {stamp["name"]: stamp["ns"] for stamp in json.loads(line)["timestamps"]}
+        for line in trace.read_text().splitlines()
+    )
+    assert parts["HTTP_RECV_START"] < parts["HTTP_RECV_END"]
+    assert whole["HTTP_RECV_START"] == whole["HTTP_RECV_END"]
+
+
+def test_what_is_logged_at_first_is_what_triton_logs() -> None:
+    as_triton = {"log_file": "", "log_info": True, "log_warning": True, "log_error": True, "log_format": "default"}
+    for option, verbose in ((), 0), (("--verbose",), 1):
+        with (
+            serve("--model", "digits", *option, repository=SHIPPED) as server,
+            triton.InferenceServerClient(server.address) as client,
+        ):
+            assert client.get_log_settings() == {**as_triton, "log_verbose_level": verbose}
+            client.update_log_settings({"log_verbose_level": 1})
+            client.get_model_metadata("digits")
+            assert server.says("DEBUG HTTP request: GET /v2/models/digits")
+            assert any("GET /v2/logging" in line for line in server.printed) == bool(verbose)
 
 
 def test_log_settings(client: triton.InferenceServerClient) -> None:

@@ -184,7 +184,7 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 )
 @click.option("--exit-on-error", is_flag=True, help="End with exit code 1 when a model does not start.")
 @click.option("--exit-with-parent", is_flag=True, help="Stop when stdin closes.")
-@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-v", "--verbose", is_flag=True, help="Log requests other than inferences too.")
 def command(verbose: bool, **options: Any) -> None:
     """Serve the models of a repository over the KServe v2 protocol.
 
@@ -193,8 +193,8 @@ def command(verbose: bool, **options: Any) -> None:
     """
     from efserve.server.run import run
 
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("efserve").setLevel(logging.DEBUG if verbose else logging.INFO)
     run(ServeConfig(**options), _print_status)
 
 

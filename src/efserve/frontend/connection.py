@@ -6,6 +6,7 @@ head seen before, costs a dictionary lookup and a call. A body that arrives in p
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
 from typing import cast
 
@@ -36,11 +37,12 @@ class Limits:
 class Exchange:
     """One request on a connection, and its answer once there is one."""
 
-    __slots__ = ("answer", "connection", "head", "request", "task")
+    __slots__ = ("answer", "begun_ns", "connection", "head", "request", "task")
 
-    def __init__(self, connection: "Connection", head: Head) -> None:
+    def __init__(self, connection: "Connection", head: Head, begun_ns: int = 0) -> None:
         self.connection = connection
         self.head = head
+        self.begun_ns = begun_ns  # when its first bytes arrived; 0: with its last
         self.answer: Answer | None = None  # waits for earlier requests to be answered
         self.request: InferRequest | None = None  # what is to be cancelled when the client goes
         self.task: asyncio.Task[None] | None = None  # what works on the answer, where that takes time
@@ -76,6 +78,7 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
+        "_begun_ns",
         "_blocked",
         "_cached_heads",
         "_fresh",
@@ -106,6 +109,7 @@ class Connection(asyncio.BufferedProtocol):
         self._fresh = True
         self._special = self._held = self._blocked = self._owes_continue = False
         self._requests = 0
+        self._begun_ns = 0
         self._stamp: tuple[str, int] = ("", 0)
         self._stamp_s = 0.0
 
@@ -184,6 +188,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._send_continue()
         self._leftover += data
         self._fresh = reader.fresh and not self._held
+        if not reader.fresh and not self._begun_ns:
+            self._begun_ns = time.monotonic_ns()
 
     def _send_continue(self) -> None:
         """Tell the client to send the body, once it has the answers to its earlier requests."""
@@ -194,7 +200,8 @@ class Connection(asyncio.BufferedProtocol):
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _dispatch(self, head: Head, body: Body) -> None:
-        exchange = Exchange(self, head)
+        exchange = Exchange(self, head, self._begun_ns)
+        self._begun_ns = 0
         self._pending.append(exchange)
         self._requests += 1
         if head.connection_line is CLOSE_LINE:

@@ -119,6 +119,7 @@ def _request(
         template.timeout_us,
         arrival_ns,
         priority=template.priority,
+        protocol="GRPC",
     )
 
 

@@ -50,6 +50,8 @@ class InferHandler:
             template.timeout_us,
             arrival_ns,
             priority=template.priority,
+            protocol="HTTP",
+            begun_ns=exchange.begun_ns,
         )
         exchange.request = request
         model.submit(request)

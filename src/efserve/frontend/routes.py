@@ -99,6 +99,7 @@ class Routes:
 
         Raises EfserveError as the route does.
         """
+        logger.debug("gRPC request: %s /%s", method, "/".join(path))
         methods, names = self._find(path)
         small = methods.get(method) if methods else None
         if small is None:
@@ -219,6 +220,8 @@ class Small:
             exchange.task = asyncio.get_running_loop().create_task(self._finish(exchange, result))
 
     def _begin(self, exchange: Exchange, body: Body) -> Result:
+        method, target = exchange.head.method, exchange.head.target
+        logger.debug("HTTP request: %s %s", method.decode("latin-1"), target.decode("latin-1"))
         try:
             self._guard(exchange)
             return self._route(self._names, inflate(body, self._encoding, self._max_bytes))

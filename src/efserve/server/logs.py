@@ -16,7 +16,7 @@ class LogSettings:
     def __init__(self, name: str = "efserve") -> None:
         self._logger = logging.getLogger(name)
         self._flags = {flag: self._logger.isEnabledFor(level) for flag, level in _FLAGS.items()}
-        self._verbose = 0
+        self._verbose = int(self._logger.isEnabledFor(logging.DEBUG))
         self._format = "default"
 
     def install(self) -> None:

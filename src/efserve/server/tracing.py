@@ -6,6 +6,7 @@ its tensors, whose values, shapes and datatypes are strings as Triton writes the
 
 import logging
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -20,7 +21,12 @@ from efserve.tensors import ABSENT_DIM, Shape, TensorSpec, from_bfloat16, to_arr
 
 log = logging.getLogger(__name__)
 
-Answered = tuple[InferRequest, Outcome]
+Answered = tuple[InferRequest, Outcome, tuple[int, int]]  # the last: when the answer began to be sent, and was
+# What Triton calls the times at which a frontend began to receive a request, had it, began to send the answer, had.
+_FRONTENDS = {
+    "HTTP": (("HTTP_RECV_START", "HTTP_RECV_END"), ("HTTP_SEND_START", "HTTP_SEND_END")),
+    "GRPC": (("GRPC_WAITREAD_START", "GRPC_WAITREAD_END"), ("GRPC_SEND_START", "GRPC_SEND_END")),
+}
 _LIMITS = {"trace_rate": (0, 2**32 - 1), "trace_count": (-1, 2**31 - 1), "log_frequency": (0, 2**32 - 1)}
 
 
@@ -84,8 +90,9 @@ class Tracer:
         self.is_on = self._server.is_on  # for any model
 
     def get(self, model: str = "") -> dict[str, object]:
-        """The settings of a model, or the server's, as the protocol prints them."""
+        """The settings of a model, or the server's, as the protocol prints them; `trace_count` is what is left."""
         setting = self._setting(model)
+        setting = replace(setting, trace_count=self._left.get(self._owner(model), setting.trace_count))
         numbers = {name: str(getattr(setting, name)) for name in _LIMITS}
         file = str(self._path or "")
         return {"trace_level": list(setting.trace_level), **numbers, "trace_file": file, "trace_mode": "triton"}
@@ -109,6 +116,19 @@ class Tracer:
             self._left.pop(model, None)
         self.is_on = any(self._setting(name).is_on for name in ("", *self._models))
 
+    def answer(self, batch: Sequence[InferRequest], outcomes: Sequence[Outcome]) -> list[tuple[int, int]]:
+        """Give requests their outcomes; while any is traced, when each answer began to be sent and was."""
+        if not self.is_on:
+            for request, outcome in zip(batch, outcomes, strict=True):
+                request.done(outcome)
+            return []
+        sent = []
+        for request, outcome in zip(batch, outcomes, strict=True):
+            start_ns = time.monotonic_ns()
+            request.done(outcome)
+            sent.append((start_ns, time.monotonic_ns()))
+        return sent
+
     def batch_done(
         self, config: ModelConfig, version: str, batch: Iterable[Answered], timing: BatchTiming, end_ns: int
     ) -> None:
@@ -117,20 +137,24 @@ class Tracer:
         setting = self._setting(model)
         if not setting.is_on:
             return
-        owner = model if "trace_count" in self._models.get(model, {}) else ""
-        for request, outcome in batch:
+        owner = self._owner(model)
+        for request, outcome, sent_ns in batch:
             seen = self._seen[model] = self._seen.get(model, 0) + 1
             left = self._left.setdefault(owner, setting.trace_count)
             if left == 0 or seen % setting.trace_rate:
                 continue
             self._left[owner] = left - 1 if left > 0 else left
             self._last_id += 1
-            line: dict[str, object] = {"id": self._last_id, "model_name": model, "model_version": version}
+            line: dict[str, object] = {"id": self._last_id, "model_name": model, "model_version": int(version)}
             if "TIMESTAMPS" in setting.trace_level:
-                line["timestamps"] = _timestamps(request, timing, end_ns)
+                line["timestamps"] = _timestamps(request, timing, end_ns, sent_ns)
             if "TENSORS" in setting.trace_level:
                 line["tensors"] = _tensors(config, request, outcome)
             self._write(setting, msgspec.json.encode(line))
+
+    def _owner(self, model: str) -> str:
+        """Whose `trace_count` holds for a model: its own name, or "" for the server's."""
+        return model if "trace_count" in self._models.get(model, {}) else ""
 
     def _setting(self, model: str) -> TraceSetting:
         return replace(self._server, **self._models.get(model, {}))
@@ -150,8 +174,12 @@ class Tracer:
             log.error("a trace cannot be written to %s: %s", path, exc.strerror)
 
 
-def _timestamps(request: InferRequest, timing: BatchTiming, end_ns: int) -> list[dict[str, object]]:
+def _timestamps(
+    request: InferRequest, timing: BatchTiming, end_ns: int, sent_ns: tuple[int, int]
+) -> list[dict[str, object]]:
+    received, sent = _FRONTENDS.get(request.protocol, ((), ()))
     stamps = {
+        **dict(zip(received, (request.begun_ns or request.arrival_ns, request.arrival_ns), strict=False)),
         "REQUEST_START": request.arrival_ns,
         "QUEUE_START": request.arrival_ns,
         "COMPUTE_START": timing.start_ns,
@@ -159,6 +187,7 @@ def _timestamps(request: InferRequest, timing: BatchTiming, end_ns: int) -> list
         "COMPUTE_OUTPUT_START": timing.infer_ns,
         "COMPUTE_END": timing.output_ns,
         "REQUEST_END": end_ns,
+        **dict(zip(sent, sent_ns, strict=False)),
     }
     return [{"name": name, "ns": ns} for name, ns in stamps.items()]
 

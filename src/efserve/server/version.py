@@ -321,12 +321,12 @@ class ServedVersion:
             self._carry_out(actions)  # the worker gets its next batch before the answers are written
         if self._planned is not None:
             self._planned.ended(self.places[number], now_ns)
-        for request, outcome in zip(batch, outcomes, strict=True):
-            request.done(outcome)
+        sent = self._tracer.answer(batch, outcomes)
         if timing is not None:
             self.counters.batch_done(batch, sum([request.rows for request in batch]), timing, now_ns)
-            if self._tracer.is_on:
-                self._tracer.batch_done(self.config, self.version, zip(batch, outcomes, strict=True), timing, now_ns)
+            if sent:
+                answered = zip(batch, outcomes, sent, strict=True)
+                self._tracer.batch_done(self.config, self.version, answered, timing, now_ns)
         else:
             for request in batch:
                 self.counters.failed(BACKEND, now_ns - request.arrival_ns)
