@@ -48,6 +48,7 @@ def test_a_plan_that_holds(good: Plan) -> None:
         (plan(replace(HALF, cycle_ms=30)), "up to 50 ms"),
         (plan(replace(HALF, tenants=(tenant(processes=2),)), slo_ms=51), "up to 52 ms"),
         (plan(Placement("gpu0", 100, 19, (tenant("a"), tenant("b")))), "longer than its 19 ms"),
+        (plan(Placement("gpu0", 100, 0, (tenant("a"), tenant("b")))), "which carries 0"),
         (plan(Placement("gpu0", 100, 50, (tenant("a"), tenant("b"))), slo_ms=99), "which carries 80"),
         (replace(GOOD, demands=GOOD.demands[:1]), "nobody asked for b"),
         (plan(HALF, Placement("gpu0", 50, 20, (tenant("b"),)), memory_mb=800), "800 MB are needed"),
@@ -55,6 +56,20 @@ def test_a_plan_that_holds(good: Plan) -> None:
 )
 def test_what_does_not_hold_is_told(broken: Plan, why: str) -> None:
     assert any(why in sentence for sentence in check(broken, CAPACITIES)), check(broken, CAPACITIES)
+
+
+def test_a_smaller_batch_that_takes_longer_counts() -> None:
+    slow = tuple(replace(c, points=(*c.points, Point(50, 2, 1, 90, 22))) for c in CAPACITIES)
+    assert check(plan(HALF, slo_ms=44), slow) == []
+    assert "up to 44 ms" in check(plan(HALF, slo_ms=43), slow)[0]
+    assert "which carries 181.8" in check(plan(replace(HALF, tenants=(tenant(rate=182),)), slo_ms=44), slow)[0]
+    assert (
+        "longer than its 43 ms"
+        in check(
+            replace(TURNS, placements=(replace(TURNS.placements[0], cycle_ms=43),)),
+            (*(replace(c, points=(Point(100, 4, 1, 400, 10), Point(100, 1, 1, 50, 22))) for c in CAPACITIES),),
+        )[0]
+    )
 
 
 def test_several_processes_cannot_take_turns() -> None:

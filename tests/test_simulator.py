@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from efserve.arrivals import Trace
 from efserve.cli import main
 from efserve.errors import ConfigError, UsageError
+from efserve.planning.check import check
 from efserve.planning.interference import Interference, Load, Pair, fit
 from efserve.planning.plan import Capacity, Demand, Device, Placement, Plan, Point, Problem, Tenant, plan_json
-from efserve.planning.policies import POLICIES
+from efserve.planning.policies import POLICIES, most_factor
 from efserve.planning.recipes import growths, safe_load
 from efserve.simulator.events import Arrival, Outcomes, simulate
 from efserve.simulator.job import SimulateConfig, highest_factor, planned_arrivals, traced_arrivals
@@ -227,6 +228,29 @@ def test_plans_for_poisson_arrivals_hold_them() -> None:
         plan = POLICIES[policy](problem)
         outcome = simulate(plan, capacities, planned_arrivals(plan, SimulateConfig(()), 1.0))
         assert outcome.holds, outcome.models
+
+
+TABLES = st.lists(st.tuples(*[st.floats(1, 10)] * 4), min_size=1, max_size=2)  # ms of batches of 1, 2, 4, 8
+
+
+@settings(max_examples=30, deadline=None)
+@given(TABLES, st.floats(2, 4), st.sampled_from(("gpulet", "temporal", "best")))
+def test_plans_hold_where_smaller_batches_may_take_longer(
+    tables: list[tuple[float, ...]], rounds: float, policy: str
+) -> None:
+    capacities = tuple(
+        Capacity(f"m{at}", "onnx", tuple(Point(100, 2**n, 1, 2**n / ms * 1000, ms) for n, ms in enumerate(batches_ms)))
+        for at, batches_ms in enumerate(tables)
+    )
+    demands = tuple(Demand(f"m{at}", 50, rounds * batches_ms[-1]) for at, batches_ms in enumerate(tables))
+    case = Problem(demands, capacities, tuple(Device(f"d{at}", "x") for at in range(2)), budget_s=0.2)
+    factor = most_factor(case, policy)
+    if factor:
+        highest = tuple(replace(demand, rate_per_s=factor * demand.rate_per_s) for demand in demands)
+        plan = POLICIES[policy](replace(case, demands=highest))
+        assert check(plan, capacities) == []
+        config = SimulateConfig((), requests=1000, arrivals="constant")
+        assert simulate(plan, capacities, planned_arrivals(plan, config, 1.0)).worst_within_slo == 1
 
 
 def test_a_trace_names_models_of_the_plan() -> None:

@@ -5,6 +5,7 @@ It believes none of the plan's own figures: latency, throughput and memory come 
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 from efserve.planning.interference import Interference
@@ -71,7 +72,11 @@ def _latency_and_capacity(plan: Plan, capacities: Sequence[Capacity], interferen
             missing = [t.model for t, point in zip(placement.tenants, points, strict=True) if point is None]
             wrong.append(f"{where}: no profile row has this batch and share for {', '.join(missing)}")
             continue
-        known = [point for point in points if point is not None]
+        known = [
+            _slowest(capacities, tenant, point)
+            for tenant, point in zip(placement.tenants, points, strict=True)
+            if point is not None
+        ]
         slows = [_slowdown(plan, placement, tenant, interference) for tenant in placement.tenants]
         busy_ms = sum(point.latency_ms * slow for point, slow in zip(known, slows, strict=True))
         if len(known) > 1 and busy_ms > placement.cycle_ms * (1 + SLACK):
@@ -99,7 +104,7 @@ def _tenant(plan: Plan, placement: Placement, tenant: Tenant, point: Point, dema
     else:
         cycle_ms = placement.cycle_ms
         per_cycle = min(point.batch, point.throughput_per_s * point.latency_ms / 1000)
-        carries_per_s = per_cycle / cycle_ms * 1000
+        carries_per_s = per_cycle / cycle_ms * 1000 if cycle_ms > 0 else 0.0
         if tenant.processes != 1:
             wrong.append(f"{tenant.model}: {tenant.processes} processes cannot take turns with other models")
     worst_ms = cycle_ms + latency_ms
@@ -127,6 +132,23 @@ def _point(capacities: Sequence[Capacity], placement: Placement, tenant: Tenant)
                 ):
                     return point
     return None
+
+
+def _slowest(capacities: Sequence[Capacity], tenant: Tenant, planned: Point) -> Point:
+    """The row as it counts: a worker takes what waits, be it less than the planned batch, and that may take longer."""
+    fewer = [
+        point
+        for capacity in capacities
+        if (capacity.model, capacity.engine) == (tenant.model, tenant.engine)
+        for point in capacity.points
+        if abs(point.share_pct - planned.share_pct) < SHARE_SLACK_PCT
+        and point.processes == planned.processes
+        and point.batch <= planned.batch
+    ]
+    longest_ms = max(point.latency_ms for point in fewer)
+    mean_ms = max(point.mean_ms or point.latency_ms for point in fewer)
+    carries_per_s = planned.throughput_per_s * (planned.mean_ms or planned.latency_ms) / mean_ms
+    return replace(planned, latency_ms=longest_ms, throughput_per_s=carries_per_s)
 
 
 def _slowdown(plan: Plan, placement: Placement, tenant: Tenant, interference: Interference | None) -> float:

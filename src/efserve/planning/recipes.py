@@ -4,7 +4,7 @@ A recipe carries up to its parts' capacities and keeps every SLO by construction
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import erfc, exp, sqrt
 
@@ -100,14 +100,35 @@ def units_of(share_pct: float) -> int:
 
 
 def points_of(problem: Problem, model: str) -> list[tuple[str, Point]]:
-    """Every way to run the model: (engine, point), as far as the memory of one device goes."""
+    """Every way to run the model: (engine, point), as far as the memory of one device goes.
+
+    A worker takes what waits, so a smaller batch than the planned one may run: a point is here as slow as the slowest
+    batch up to its own, and carries no more than if each of its batches took that long.
+    """
     return [
         (capacity.engine, point)
         for capacity in problem.capacities
         if capacity.model == model
-        for point in capacity.points
+        for point in _rising(capacity.points)
         if point.memory_mb <= problem.memory_mb
     ]
+
+
+def _rising(points: Sequence[Point]) -> list[Point]:
+    """The points, none of them faster than a smaller batch on the same share in as many processes."""
+    slowest: dict[tuple[int, int], tuple[float, float]] = {}
+    found = []
+    for point in sorted(points, key=lambda point: point.batch):
+        row, own_ms = (units_of(point.share_pct), point.processes), point.mean_ms or point.latency_ms
+        late_ms, mean_ms = slowest.get(row, (0.0, 0.0))
+        if late_ms > point.latency_ms or mean_ms > own_ms:
+            late_ms, mean_ms = max(late_ms, point.latency_ms), max(mean_ms, own_ms)
+            found.append(replace(point, latency_ms=late_ms, throughput_per_s=point.throughput_per_s * own_ms / mean_ms))
+        else:
+            late_ms, mean_ms = point.latency_ms, own_ms
+            found.append(point)
+        slowest[row] = late_ms, mean_ms
+    return found
 
 
 def row_ms(problem: Problem, part: Part) -> float:
