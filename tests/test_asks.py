@@ -57,9 +57,9 @@ def test_asks(config: ModelConfig, wishes: Wishes, room: Room, asks: list[Ask]) 
 
 
 def test_a_gpu_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match="instance_group of 'm' has kind KIND_GPU, but efserve finds no GPU"):
+    with pytest.raises(ConfigError, match="instance group m of model m has kind KIND_GPU but no GPUs are available"):
         asks_of(with_groups(InstanceGroup(kind="GPU")), Wishes(), HERE)
-    with pytest.raises(ConfigError, match="lists GPU 2, but this machine has gpu0, gpu1"):
+    with pytest.raises(ConfigError, match=r"specifies invalid or unsupported gpu id 2\. GPUs with .* are: 0, 1"):
         asks_of(with_groups(InstanceGroup(kind="GPU", gpus=(0, 2))), Wishes(), GPUS)
     with pytest.raises(UsageError, match=r"there is no device 'gpu0'; this machine has cpu$"):
         asks_of(PLAIN, Wishes((Share("m", 50, "gpu0"),)), HERE)

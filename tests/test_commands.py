@@ -265,3 +265,12 @@ def test_options_of_profile_that_exclude_one_another(options: list[str], says: s
     result = CliRunner().invoke(main, ["profile", *options])
     assert result.exit_code == 2
     assert says in result.output
+
+
+@pytest.mark.parametrize("given", ["redis,host=x", "local,size=", "-5", "1e6", "٣"])
+def test_a_response_cache_that_is_not_here_is_told(given: str) -> None:
+    result = CliRunner().invoke(main, ["serve", "--cache-config", given])
+    assert result.exit_code == 2
+    assert f"the size of the response cache is '{given}', expected a number of bytes" in result.output.replace(
+        "\n", " "
+    )

@@ -129,7 +129,8 @@ def test_json_has_proto_names_unset_scalars_and_numbers() -> None:
             'input { name: "x" data_type: TYPE_FP32 dims: 1 allow_ragged_batch: true }',
             "'input.allow_ragged_batch' is not supported",
         ),
-        ("ensemble_scheduling { }", "'ensemble_scheduling' is not supported"),
+        ("ensemble_scheduling { }", "ensemble scheduling cannot be set for model 'm' whose platform is not ensemble"),
+        ('platform: "ensemble" ensemble_scheduling { }', "'ensemble_scheduling' is not supported"),
         ('default_model_filename: "../x.onnx"', "file '../x.onnx' is outside the model's folder"),
         (
             'output { name: "y" data_type: TYPE_FP32 dims: 1 label_filename: "/etc/passwd" }',
@@ -159,8 +160,11 @@ def test_json_has_proto_names_unset_scalars_and_numbers() -> None:
         ('backend: "tensorflow"', "backend 'tensorflow' is not known"),
         ('backend: "python" platform: "onnxruntime_onnx"', "are two engines"),
         ("instance_group { kind: KIND_MODEL }", "KIND_MODEL is not supported; use KIND_AUTO, KIND_CPU or KIND_GPU"),
-        ("instance_group { kind: KIND_CPU gpus: [0] }", r"'m_0' has kind KIND_CPU but lists gpus \[0\]"),
-        ("instance_group { gpus: [-1] }", "expected indexes from 0"),
+        (
+            "instance_group { kind: KIND_CPU gpus: [0] }",
+            "m_0 of model m has kind KIND_CPU but specifies one or more GPU",
+        ),
+        ("instance_group { gpus: [-1] }", "group m_0 of model m specifies invalid or unsupported gpu id -1. GPUs with"),
         ("instance_group { gpus: [1, 1] }", "lists a GPU twice"),
         ('parameters { key: "share_pct" value { string_value: "half" } }', "share_pct is 'half', expected a number"),
         ('parameters { key: "share_pct" value { string_value: "0" } }', "share_pct is '0', expected a number above 0"),

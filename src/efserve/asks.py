@@ -82,16 +82,19 @@ def _devices(config: ModelConfig, group: InstanceGroup, wishes: Wishes, room: Ro
     """The devices of an instance group: never none."""
     if group.kind == CPU.upper() or (group.kind == "AUTO" and not (wishes.can_use_gpus and room.gpus)):
         return [CPU]
+    where = f"instance group {group.name or config.name} of model {config.name}"
+    for index in group.gpus:
+        if all(gpu.index != index for gpu in room.gpus):
+            known = ", ".join(str(gpu.index) for gpu in room.gpus) or "none; see `efserve doctor`"
+            raise ConfigError(
+                f"{where} specifies invalid or unsupported gpu id {index}. GPUs with at least the minimum required "
+                f"CUDA compute compatibility are: {known}"
+            )
     if not room.gpus:
         raise ConfigError(
-            f"instance_group of '{config.name}' has kind KIND_GPU, but efserve finds no GPU on this machine; see "
-            "`efserve doctor`, or use KIND_AUTO or KIND_CPU"
+            f"{where} has kind KIND_GPU but no GPUs are available; see `efserve doctor`, or use KIND_AUTO or KIND_CPU"
         )
     wanted = group.gpus or sorted({gpu.index for gpu in room.gpus})
-    for index in wanted:
-        if all(gpu.index != index for gpu in room.gpus):
-            known = ", ".join(gpu.name for gpu in room.gpus)
-            raise ConfigError(f"instance_group of '{config.name}' lists GPU {index}, but this machine has {known}")
     return [gpu.uuid for index in wanted for gpu in room.gpus if gpu.index == index]
 
 

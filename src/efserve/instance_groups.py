@@ -58,10 +58,16 @@ def _group(message: Any, label: str, parameters: dict[str, str], model: str) -> 
     if message.count < 0:
         raise ConfigError(f"{where} count is {message.count}, expected 1 or more")
     kind = _KINDS[message.kind]
+    group = f"config.pbtxt of '{model}': instance group {label} of model {model}"
     if kind == "CPU" and message.gpus:
-        raise ConfigError(f"{where} '{label}' has kind KIND_CPU but lists gpus {list(message.gpus)}; use KIND_GPU")
-    if any(index < 0 for index in message.gpus):
-        raise ConfigError(f"{where} '{label}' lists gpus {list(message.gpus)}, expected indexes from 0")
+        raise ConfigError(
+            f"{group} has kind KIND_CPU but specifies one or more GPUs: {list(message.gpus)}; use KIND_GPU"
+        )
+    if (least := min(message.gpus, default=0)) < 0:
+        raise ConfigError(
+            f"{group} specifies invalid or unsupported gpu id {least}. GPUs with at least the minimum required CUDA "
+            "compute compatibility have indexes from 0"
+        )
     if len(set(message.gpus)) < len(message.gpus):
         raise ConfigError(f"{where} '{label}' lists a GPU twice in gpus {list(message.gpus)}; use count instead")
     share_pct = _number(parameters, label, _SHARE, model)

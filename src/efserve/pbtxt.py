@@ -112,6 +112,9 @@ def parse_config_json(text: str, name: str) -> ModelConfig:
 
 
 def _from_message(message: Any, name: str) -> ModelConfig:
+    if message.HasField("ensemble_scheduling") and message.platform != "ensemble":
+        problem = f"ensemble scheduling cannot be set for model '{name}' whose platform is not ensemble"
+        raise ConfigError(f"config.pbtxt of '{name}': {problem}")
     for trouble in _unsupported(message, _SUPPORTED):
         raise ConfigError(f"config.pbtxt of '{name}': {trouble}")
     if message.name not in ("", name):

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tritonclient import http as triton
 
 from live_server import RunningServer, serve
@@ -94,12 +95,17 @@ model_warmup {
         assert "'input' is INT8, the model expects FP32" in server.index()["m"]["reason"]
 
 
-def test_equal_requests_are_answered_from_the_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "option",
+    [("--cache-bytes", "1000000"), ("--response-cache-byte-size", "1000000"), ("--cache-config", "local,size=1000000")],
+    ids=lambda option: str(option[0]),
+)
+def test_equal_requests_are_answered_from_the_cache(tmp_path: Path, option: tuple[str, str]) -> None:
     make(tmp_path, "", 8)
     path = tmp_path / "m" / "config.pbtxt"
     path.write_text(path.read_text() + "response_cache { enable: true }")
     with (
-        serve("--cache-bytes", "1000000", repository=tmp_path) as server,
+        serve(*option, repository=tmp_path) as server,
         triton.InferenceServerClient(server.address) as client,
     ):
         assert place_of(client, 0) == place_of(client, 0)

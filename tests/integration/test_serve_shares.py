@@ -124,7 +124,7 @@ def test_the_config_names_shares(tmp_path: Path) -> None:
         assert server.get("/v2/models/a/config")[1]["instance_group"][1]["kind"] == "KIND_CPU"
         state, reason = server.state_of("gpu")
         assert state == "UNAVAILABLE"
-        assert "has kind KIND_GPU, but efserve finds no GPU on this machine" in reason
+        assert "instance group gpu_0 of model gpu specifies invalid or unsupported gpu id 0. GPUs with" in reason
 
 
 def test_the_command_line_goes_before_the_config(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from efserve.commands import _options as shared
-from efserve.server.options import ServeConfig
+from efserve.server.options import ServeConfig, parse_cache_bytes
 from efserve.shares import parse_memory_limit, parse_share
 
 if TYPE_CHECKING:
@@ -141,10 +141,14 @@ _STYLES = {"READY": "green", "UNAVAILABLE": "red"}
 )
 @click.option(
     "--cache-bytes",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Memory for answers of models whose config says response_cache { enable: true }; 0: none is kept.",
+    "--response-cache-byte-size",
+    "--cache-config",
+    "cache_bytes",
+    type=parse_cache_bytes,
+    metavar="BYTES",
+    default="0",
+    help="Memory for answers of models whose config says response_cache { enable: true }; also local,size=BYTES, as "
+    "Triton has it.  [default: 0: none is kept]",
 )
 @click.option(
     "--allow-client-shm",

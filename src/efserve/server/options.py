@@ -3,8 +3,20 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from efserve.errors import UsageError
 from efserve.repository import ModelFolder
 from efserve.shares import MemoryLimit, Share
+
+
+def parse_cache_bytes(text: str) -> int:
+    """`BYTES`, or `local,size=BYTES` as Triton's `--cache-config` has it; raises UsageError for anything else."""
+    number = text.removeprefix("local,size=")
+    if not (number.isascii() and number.isdigit()):
+        raise UsageError(
+            f"the size of the response cache is '{text}', expected a number of bytes such as 10000000, or "
+            "local,size=10000000; there is no other cache than the local one"
+        )
+    return int(number)
 
 
 @dataclass(frozen=True, slots=True)
