@@ -251,6 +251,18 @@ def test_a_model_whose_large_partitions_are_wasteful_is_planned() -> None:
     assert len(plan.used_devices) == 2
 
 
+def test_what_is_left_over_is_split_into_the_gaps_of_devices() -> None:
+    shares = ((20.0, 20.0), (40.0, 41.0), (60.0, 80.0))  # percent, requests/s: gaps of 40 % stay beside the knee
+    points = tuple(Point(share, 1, 1, rate, 5) for share, rate in shares)
+    case = Problem((Demand("m0", 240, 20),), (Capacity("m0", "onnx", points),), devices(2))
+    plan = planned("gpulet", case)
+    assert plan is not None
+    assert sorted(placement.share_pct for placement in plan.placements) == [40, 40, 60, 60]
+    wide = planned("gpulet", replace(case, devices=devices(5)))
+    assert wide is not None
+    assert len(wide.used_devices) == 2
+
+
 def test_exhaustive_says_where_a_case_is_too_large() -> None:
     shares = [1.0 * step for step in range(1, 101)]
     points = tuple(Point(share, 1, 1, share, 5) for share in shares)

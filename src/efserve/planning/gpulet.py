@@ -1,13 +1,14 @@
 """Policy `gpulet`: elastic partitioning (gpu-lets, ATC'22) without a limit of two partitions per device.
 
 Each model takes partitions at the knee of throughput over share while its rate exceeds one, then the smallest share for
-the rest. What finds no room shares a partition in time with another rest.
+the rest. What finds no room shares a partition in time with another rest, or is split into the gaps of the devices.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations_with_replacement, product
 
+from efserve.planning.gaps import completed, without_spare
 from efserve.planning.packing import Shelf, assemble, best_fit
 from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall, count_of
 from efserve.planning.recipes import UNITS, Recipe, Turns, choices, knee, total_units
@@ -58,8 +59,10 @@ def shelves(problem: Problem) -> list[Shelf]:
     joints = _Joints(problem)
     for least, filling in product(sizes, fillings):
         packed, rest = _pack(problem, wanted, least, filling, joints)
-        if not rest and (best is None or len(packed) < len(best)):
-            best = packed
+        complete = completed(problem, wanted, packed) if rest else packed
+        if complete is not None:
+            fewest = without_spare(problem, wanted, complete)
+            best = fewest if best is None or len(fewest) < len(best) else best
         left = rest if not left or (rest and total_units(rest) < total_units(left)) else left
     if best is None:
         models = sorted({part.model for recipe in left for part in recipe.parts})

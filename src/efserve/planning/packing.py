@@ -31,6 +31,12 @@ class Shelf:
         self.memory_mb -= recipe.memory_mb
         self.recipes.append(recipe)
 
+    def copy(self) -> "Shelf":
+        """Another that is filled alike."""
+        other = Shelf(self.memory_mb)
+        other.free_units, other.recipes = self.free_units, list(self.recipes)
+        return other
+
 
 def best_fit(problem: Problem, recipes: Sequence[Recipe], count: int) -> tuple[list[Shelf], list[Recipe]]:
     """Largest first, each on the device with the least free share that has room. Also what found none."""
