@@ -253,6 +253,15 @@ def test_several_inputs_in_any_order() -> None:
         found.tensors(Scanner().scan(message.SerializeToString()).raw)
 
 
+def test_parameters_of_sequences_mean_nothing() -> None:
+    message = request()
+    message.parameters["sequence_id"].string_param = "x"
+    message.parameters["sequence_start"].bool_param = True
+    message.parameters["priority"].uint64_param = 2
+    found, _ = decoded(FakeModel(identity_config()), message)
+    assert found.template.priority == 2
+
+
 def _with(**changes: Any) -> Any:
     message = request()
     for key, value in changes.items():
@@ -260,7 +269,9 @@ def _with(**changes: Any) -> Any:
             message.ClearField("raw_input_contents")
             message.raw_input_contents.extend(value)
         elif key == "parameter":
-            message.parameters[value].int64_param = 1
+            message.parameters[value].int64_param = changes.get("value", 1)
+        elif key == "value":
+            continue
         elif key == "output":
             message.outputs.add(name=value)
         elif key == "contents":
@@ -286,7 +297,11 @@ WRONG = {
     "both": (_with(contents=1.0), "must not be specified when using raw_input_contents"),
     "output": (_with(output="no"), "unexpected inference output 'no'"),
     "reserved": (_with(parameter="triton_x"), "reserved"),
-    "sequence": (_with(parameter="sequence_id"), "no sequence batching"),
+    "flag": (
+        _with(parameter="sequence_start"),
+        "invalid value type for 'sequence_start' parameter, expected bool_param",
+    ),
+    "priority": (_with(parameter="priority", value=-1), "invalid value for 'priority', expected value >= 0."),
 }
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from efserve.codec.v2_infer import MAX_CACHED_TEMPLATES, decode
 from efserve.codec.v2_json import RequestHead, parse_as
-from efserve.errors import EfserveError, InvalidRequest, Unsupported
+from efserve.errors import EfserveError, InvalidRequest
 from efserve.model_config import ModelConfig
 from efserve.tensors import NUMPY_DTYPES, TensorSpec, encode_bytes
 from fakes import FakeModel, identity_config
@@ -170,9 +170,16 @@ def test_outputs_as_asked_for() -> None:
             {"inputs": [one_input()], "parameters": {"triton_enable_empty_final_response": True}},
             "parameter keys starting with 'triton_' are reserved for Triton usage and should not be specified.",
         ),
-        ({"inputs": [one_input()], "parameters": {"timeout": "x"}}, "Expected `int`, got `str` - at `$.timeout`"),
-        ({"inputs": [one_input()], "parameters": {"timeout": -1}}, "at `$.timeout`"),
-        ({"inputs": [one_input()], "parameters": {"sequence_id": 3}}, "has no sequence batching"),
+        (
+            {"inputs": [one_input()], "parameters": {"timeout": "x"}},
+            "Unable to parse 'timeout': attempt to access JSON",
+        ),
+        ({"inputs": [one_input()], "parameters": {"priority": -1}}, "JSON non-unsigned-integer as unsigned-integer"),
+        ({"inputs": [one_input()], "parameters": {"priority": 2**64}}, "Unable to parse 'priority'"),
+        ({"inputs": [one_input()], "parameters": {"timeout": True}}, "Unable to parse 'timeout'"),
+        ({"inputs": [one_input()], "parameters": {"sequence_start": 1}}, "JSON non-boolean as boolean"),
+        ({"inputs": [one_input()], "parameters": {"sequence_id": 1.5}}, "JSON non-string as string"),
+        ({"inputs": [one_input()], "parameters": {"mine": [1]}}, "parameter 'mine' has invalid type. It should be"),
         ({"inputs": [one_input(parameters={"binary_data_size": -1})]}, "at `$.inputs[0].parameters.binary_data_size`"),
         ({"inputs": [one_input(shape=["1"])]}, "Expected `int`, got `str` - at `$.inputs[0].shape[0]`"),
         ({}, "Object missing required field `inputs`"),
@@ -194,11 +201,13 @@ def test_several_inputs_must_agree() -> None:
     )
 
 
-def test_unsupported_is_told_apart_from_wrong() -> None:
-    model = FakeModel(identity_config())
-    head = {"inputs": [one_input()], "parameters": {"sequence_start": True}}
-    with pytest.raises(Unsupported):
-        decode(model, *body_of(head, bytes(64)))
+@pytest.mark.parametrize("sequence", [7, "seven"])
+def test_parameters_of_sequences_and_of_models_mean_nothing(sequence: int | str) -> None:
+    parameters = {"sequence_id": sequence, "sequence_start": True, "sequence_end": True, "mine": 1.5, "headers": "x"}
+    template, _, _ = decode(
+        FakeModel(identity_config()), *body_of({"inputs": [one_input()], "parameters": parameters}, bytes(64))
+    )
+    assert (template.rows, template.priority, template.timeout_us) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tritonclient import grpc as grpcclient
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
@@ -52,6 +53,20 @@ def test_infer(client: triton.InferenceServerClient, binary_in: bool, binary_out
     scores = result.as_numpy("scores")
     assert scores.shape == (3, 10)
     assert scores.sum(axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+@pytest.mark.parametrize("sequence", [5, "five"])
+def test_a_model_that_batches_no_sequences_answers_those_who_send_some(
+    server: RunningServer, client: triton.InferenceServerClient, sequence: int | str
+) -> None:
+    plain = client.infer("digits", [image(2)]).as_numpy("scores")
+    result = client.infer("digits", [image(2)], sequence_id=sequence, sequence_start=True, sequence_end=True)
+    assert np.array_equal(result.as_numpy("scores"), plain)
+    tensor = grpcclient.InferInput("input", [2, 1, 8, 8], "FP32")
+    tensor.set_data_from_numpy(np.random.default_rng(0).random((2, 1, 8, 8), np.float32))
+    with grpcclient.InferenceServerClient(server.grpc) as over_grpc:
+        result = over_grpc.infer("digits", [tensor], sequence_id=sequence, sequence_start=True, sequence_end=True)
+    assert np.array_equal(result.as_numpy("scores"), plain)
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])

@@ -22,6 +22,7 @@ from efserve.codec.v2_infer import (
 )
 from efserve.codec.v2_inputs import inference_input
 from efserve.codec.v2_json import InputHead, InputParameters, OutputHead, OutputParameters, RequestHead
+from efserve.codec.v2_parameters import read_grpc_parameters
 from efserve.codec.v2_response import classify, to_memory
 from efserve.errors import InvalidRequest
 from efserve.inference import Body, Buffer, Outputs, Wire
@@ -215,18 +216,18 @@ def decode(model: ModelView, scanned: Scanned) -> tuple[GrpcTemplate, tuple[Wire
 
 def _build(model: ModelView, message: Any, tensors: list[Buffer]) -> GrpcTemplate:
     """The request's head, told as HTTP's JSON would, and checked by the same code."""
-    parameters = _parameters(message.parameters)
+    parameters = read_grpc_parameters(message.parameters)
     sizes = iter([len(data) for data in tensors])
     inputs = []
     for item in message.inputs:
-        told = _convert(_parameters(item.parameters), InputParameters, f"input '{item.name}'")
+        told = _convert(read_grpc_parameters(item.parameters), InputParameters, f"input '{item.name}'")
         if told.shared_memory_region is not None and item.HasField("contents"):
             raise InvalidRequest(f"input '{item.name}' must have either contents or 'shared_memory_region', not both")
         told.binary_data_size = None if told.shared_memory_region is not None else next(sizes)
         inputs.append(InputHead(item.name, list(item.shape), item.datatype, told))
     outputs = []
     for wanted in message.outputs:
-        told_output = _convert(_parameters(wanted.parameters), OutputParameters, f"output '{wanted.name}'")
+        told_output = _convert(read_grpc_parameters(wanted.parameters), OutputParameters, f"output '{wanted.name}'")
         told_output.binary_data = True
         outputs.append(OutputHead(wanted.name, told_output))
     template = build_template(model, RequestHead(inputs, "", {**parameters, "binary_data_output": True}, outputs))
@@ -245,16 +246,6 @@ def _convert(parameters: dict[str, Any], kind: type[_Told], what: str) -> _Told:
         return msgspec.convert(parameters, kind)
     except msgspec.ValidationError as exc:
         raise InvalidRequest(f"parameters of {what}: {exc}") from exc
-
-
-def _parameters(given: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in given.items():
-        choice = value.WhichOneof("parameter_choice")
-        if choice is None:
-            raise InvalidRequest(f"parameter '{key}' has no value")
-        found[key] = getattr(value, choice)
-    return found
 
 
 def _given_tensors(model: ModelView, message: Any, raw: list[Buffer]) -> list[Buffer]:

@@ -32,11 +32,11 @@ from efserve.codec.v2_json import (
     OutputHead,
     RequestHead,
     check_data,
-    parse_parameters,
     parse_request,
     wire_from_json,
 )
-from efserve.errors import InvalidRequest, Unsupported
+from efserve.codec.v2_parameters import parse_parameters
+from efserve.errors import InvalidRequest
 from efserve.inference import Body, Buffer, Wire
 from efserve.model_config import ModelConfig
 from efserve.tensors import Shape, TensorSpec, byte_size, bytes_element_ends
@@ -274,8 +274,6 @@ def build_template(model: ModelView, head: RequestHead) -> Template:
     """What the head says, checked against the model's config, outputs first as Triton does."""
     config = model.config
     asked = parse_parameters(head.parameters)
-    if asked.sequence_id or asked.sequence_start or asked.sequence_end:
-        raise Unsupported(f"model '{config.name}' has no sequence batching; send requests without sequence parameters")
     places, tail_bytes = tail_places(head.inputs)
     outputs = _plan_outputs(config, model.labels, head.outputs, default_binary=asked.binary_data_output)
     given = by_name(config, head.inputs)

@@ -63,17 +63,6 @@ class RequestHead(msgspec.Struct):
     outputs: list[OutputHead] = []
 
 
-class RequestParameters(msgspec.Struct):
-    """The reserved names among a request's parameters."""
-
-    binary_data_output: bool = False
-    sequence_id: int | str = 0
-    sequence_start: bool = False
-    sequence_end: bool = False
-    priority: Count = 0
-    timeout: Count = 0
-
-
 MAX_NESTING = 100  # of lists in a tensor's data
 _MAX_INT64 = 2**63 - 1
 
@@ -109,20 +98,6 @@ def _check_dims(item: InputHead) -> None:
         f"byte size overflow for input '{item.name}': element count ({count}) * data type size ({unit}) exceeds "
         f"maximum allowed size ({_MAX_INT64})"
     )
-
-
-def parse_parameters(parameters: dict[str, Any]) -> RequestParameters:
-    """The reserved parameters; InvalidRequest for a wrong type, or a name that is reserved for the server."""
-    for key in parameters:
-        if key.startswith("triton_") and key != "triton_enable_empty_final_response":
-            raise InvalidRequest(
-                "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys "
-                f"starting with 'triton_' are allowed: triton_enable_empty_final_response, got: {key}"
-            )
-    try:
-        return msgspec.convert(parameters, RequestParameters)
-    except msgspec.ValidationError as exc:
-        raise InvalidRequest(f"request parameters: {exc}") from exc
 
 
 def parse_as(kind: type[T], text: Buffer, what: str) -> T:
