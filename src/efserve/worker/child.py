@@ -23,6 +23,7 @@ from efserve.transport import messages
 from efserve.transport.arena import Area
 from efserve.transport.channel import Channel
 from efserve.worker.execution import Executor, describe
+from efserve.worker.slices import Turns
 from efserve.worker.spec import WorkerFacts, WorkerSpec
 from efserve.worker.warmup import sample_tensors
 
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the gateway's to decide about
     faulthandler.enable()
     _die_with(parent_pid)
+    turns = Turns()
     channel = Channel(socket.socket(fileno=control))
     inputs = [Area(fd) for fd in areas[::2]]
     outputs = [Area(fd) for fd in areas[1::2]]
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
             traceback.print_exc()
         channel.send(messages.failed(describe(error)))
         return 1
-    _answer(channel, executor, messages.ready(outputs[0].put(messages.to_json(facts))))
+    _answer(channel, executor, turns, messages.ready(outputs[0].put(messages.to_json(facts))))
     engine.close()
     if spec.engine != "python" and not spec.partition.is_gpu:
         _end_at_once()
@@ -71,11 +73,12 @@ def _read(descriptor: int) -> WorkerSpec:
     return spec
 
 
-def _answer(channel: Channel, executor: Executor, ready: bytes) -> None:
+def _answer(channel: Channel, executor: Executor, turns: Turns, ready: bytes) -> None:
     try:
         channel.send(ready)
         while (message := channel.receive()) and message[0] == messages.RUN:
             channel.send(executor.run(message))
+            turns.after_batch()
     except BrokenPipeError:  # the gateway has gone: nobody waits for an answer
         return
 

@@ -12,6 +12,8 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+from efserve.worker.slices import set_policy
+
 _WAY_S = 8.0  # for which a load gives way at most
 # (weight of the autogroup as a nice value, part of that time): a load for which nothing is left over gets ever more.
 _STEPS = ((19, 0.25), (10, 0.25), (5, 0.5))
@@ -62,7 +64,7 @@ def _set_class(pid: int, policy: int) -> bool:
     while others := [thread for thread in _threads(pid) if _class_of(thread) not in (policy, None)]:
         for thread in others:  # and again, for those that start meanwhile
             try:
-                os.sched_setscheduler(thread, policy, os.sched_param(0))
+                set_policy(thread, policy)
             except ProcessLookupError:
                 continue
             except OSError:
