@@ -292,6 +292,26 @@ def test_only_what_replaces_gives_way_while_it_loads(tmp_path: Path) -> None:
             assert Path(f"/proc/{serving}/autogroup").read_text().split()[-1] == "0"
 
 
+def test_loads_in_a_row_have_no_third_worker_at_once(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    load = (
+        f"import atexit, os, threading; open({str(told)!r}, 'a').write(f'{{len(set(siblings()))}} '); "
+        "atexit.register(threading.Event().wait, 0.3)"
+    )
+    siblings = """
+def siblings():
+    for task in Path(f"/proc/{os.getppid()}/task").iterdir():
+        yield from (task / "children").read_text().split()
+"""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    write(repository, "m", 1, "import os\nfrom pathlib import Path\n" + siblings + code(2, load=load))
+    with explicit(repository, "--load-model", "m") as (_, client):
+        for _ in range(4):
+            client.load_model("m")
+        assert told.read_text().split() == ["1", "2", "2", "2", "2"]
+
+
 def test_what_is_in_flight_ends_on_the_old_workers(tmp_path: Path) -> None:
     started, go = tmp_path / "started", tmp_path / "go"
     repository = tmp_path / "repository"

@@ -29,6 +29,7 @@ from efserve.server.version import ServedVersion, VersionState
 log = logging.getLogger(__name__)
 
 _NO_OVERRIDES = LoadOverrides()
+_ALONE_S = 1.0  # for which a load waits that nothing of what was replaced before is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class RepositoryControl:
         self._seen: dict[str, object] = {}  # fingerprints of what was last loaded or tried, in mode poll
         self._overridden: dict[str, tuple[str, object]] = {}  # configs that came with a request, fingerprints of files
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving: WeakValueDictionary[str, asyncio.Task[None]] = WeakValueDictionary()  # until they are done
         self._starts = asyncio.Semaphore(max(2, len(available_cores())))
 
     # The start
@@ -157,6 +159,7 @@ class RepositoryControl:
             fresh = not any(version.state is VersionState.READY for version in self._catalog.versions(name))
             before = self._catalog.replace(name, versions) if fresh else []
             try:
+                await self._room_to_start(name)
                 await self._start(versions, gives_way=not fresh)
             except BaseException:
                 self.allotment.restore(name, held)
@@ -169,7 +172,7 @@ class RepositoryControl:
                 raise InvalidRequest(_why_not(name, failed))
             if not fresh:
                 before = self._catalog.replace(name, versions)
-            self._retire(before, self._places.pop(name, None))
+            self._retire(name, before)
             self._overridden[name] = (candidate.config_json, candidate.seen)
             if candidate.place:
                 self._places[name] = candidate.place
@@ -181,7 +184,7 @@ class RepositoryControl:
             before = self._catalog.replace(name, ())
             held = self.allotment.held(name)
             busy = any(not version.is_idle for version in before)
-            task = self._retire(before, self._places.pop(name, None))
+            task = self._retire(name, before)
             task.add_done_callback(lambda _: self.allotment.release(name, held))
         if not busy:
             await task
@@ -304,11 +307,21 @@ class RepositoryControl:
 
         await asyncio.gather(*(start(version) for version in versions))
 
-    def _retire(self, versions: list[ServedVersion], place: "TemporaryDirectory[str] | None") -> asyncio.Task[None]:
-        """Lets versions that no request finds any more answer what they have, and ends them."""
+    def _retire(self, name: str, versions: list[ServedVersion]) -> asyncio.Task[None]:
+        """Lets a model's versions that no request finds any more answer what they have, and ends them."""
         for version in versions:
             self._catalog.set_leaving(version, VersionState.UNLOADING)
-        return self._keep(self._leave(versions, place))
+        task = self._leaving[name] = self._keep(self._leave(versions, self._places.pop(name, None)))
+        return task
+
+    async def _room_to_start(self, name: str) -> None:
+        """Waits a little for what the last load replaced to be gone.
+
+        Three generations beside one another would take more memory; and a process that starts while another ends holds
+        up the gateway and the workers for several times as long as each of them alone.
+        """
+        if leaving := self._leaving.get(name):
+            await asyncio.wait((leaving,), timeout=_ALONE_S)
 
     async def _leave(self, versions: list[ServedVersion], place: "TemporaryDirectory[str] | None") -> None:
         try:
