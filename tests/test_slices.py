@@ -75,6 +75,19 @@ def test_all_threads_have_them_and_those_that_start_later() -> None:
     assert [slice_ms(), seen_by_a_thread()] == [USUAL_MS] * 2
 
 
+def test_a_thread_alone_may_have_them() -> None:
+    found: list[float] = []
+
+    def run() -> None:
+        set_slices(LONG_MS, threads=(0,))
+        found.append(slice_ms())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert [*found, slice_ms()] == [LONG_MS, USUAL_MS]
+
+
 def test_another_policy_keeps_them() -> None:
     set_slices(LONG_MS)
     try:

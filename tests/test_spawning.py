@@ -2,11 +2,13 @@
 
 import errno
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
 import pytest
 
+from efserve.worker.slices import LONG_MS, slice_ms
 from efserve.worker.spawning import spawn
 
 DEADLINE_S = 30.0
@@ -31,6 +33,13 @@ def said_by(script: str, text: bytes = b"", environment: dict[str, str] | None =
         return said, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def may_have_slices() -> bool:
+    try:
+        return slice_ms() > 0
+    except OSError:
+        return False
+
+
 def test_a_program_has_what_it_is_given_and_nothing_else() -> None:
     assert said_by("cat /proc/self/fd/FD; echo $NAME; echo oh >&2; cat; exit 3", b"text ", {"NAME": "é=x"}) == (
         "text é=x\noh\n",
@@ -48,6 +57,13 @@ def test_it_leads_a_session_and_minds_signals_that_python_ignores() -> None:
     process, session, _, ignored = said.split()
     assert process == session != str(os.getsid(0))
     assert not int(ignored, 16) & 1 << 12  # SIGPIPE
+
+
+@pytest.mark.skipif(not may_have_slices(), reason="this kernel tells of no slices")
+def test_it_begins_with_long_slices() -> None:
+    script = "from efserve.worker.slices import slice_ms; print(slice_ms())"
+    said, _ = said_by(f"exec {sys.executable} -c '{script}'", environment=dict(os.environ))
+    assert float(said) == LONG_MS
 
 
 @pytest.mark.parametrize(

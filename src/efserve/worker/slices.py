@@ -11,6 +11,7 @@ import errno
 import os
 import platform
 import struct
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from time import process_time_ns
@@ -56,17 +57,21 @@ def set_policy(thread: int, policy: int) -> None:
     _set(thread, size, policy, flags, nice, priority, *rest)
 
 
-def set_slices(milliseconds: float) -> None:
-    """Of all threads of this process, and so of those that they start; 0 is the kernel's own choice.
+def set_slices(milliseconds: float, threads: Iterable[int] | None = None) -> None:
+    """Of all threads of this process, or of some (0: the one that calls), and so of those that they start.
 
-    Where the kernel does not let it, slices stay as they are: nothing but speed hangs on them.
+    0 is the kernel's own choice. Where the kernel does not let it, they stay as they are: only speed hangs on them.
     """
-    for task in Path("/proc/self/task").iterdir():
+    for thread in _own_threads() if threads is None else threads:
         try:
-            *head, _, deadline, period = _attributes(int(task.name))
-            _set(int(task.name), *head, round(milliseconds * 1e6), deadline, period)
+            *head, _, deadline, period = _attributes(thread)
+            _set(thread, *head, round(milliseconds * 1e6), deadline, period)
         except OSError:  # it has just ended, or may not
             continue
+
+
+def _own_threads() -> list[int]:
+    return [int(task.name) for task in Path("/proc/self/task").iterdir()]
 
 
 def _attributes(thread: int) -> tuple[int, ...]:

@@ -10,7 +10,9 @@ import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
+
+from efserve.worker.slices import LONG_MS, set_slices
 
 _SETSIGDEF, _SETSID = 0x04, 0x80  # flags of spawn.h
 _OPAQUE_BYTES = 512  # more than any of its types has
@@ -32,7 +34,7 @@ def spawn(
 
 @cache
 def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="spawn")
+    return ThreadPoolExecutor(1, thread_name_prefix="spawn", initializer=partial(set_slices, LONG_MS, threads=(0,)))
 
 
 @cache
