@@ -95,6 +95,23 @@ model_warmup {
         assert "'input' is INT8, the model expects FP32" in server.index()["m"]["reason"]
 
 
+def test_a_warm_up_sample_that_fails_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "", 8)
+    with (tmp_path / "m" / "config.pbtxt").open("a") as config:
+        sample = 'inputs { key: "input" value { data_type: TYPE_FP32 dims: 1 zero_data: true } }'
+        config.write(f'model_warmup {{ name: "zero sample" {sample} }}\n')
+    (tmp_path / "m" / "1" / "model.py").write_text("""
+class Model:
+    def __init__(self, config, folder):
+        pass
+    def infer(self, inputs):
+        raise RuntimeError("An Error Occurred")
+""")
+    with serve(repository=tmp_path) as server:
+        reason = server.index()["m"]["reason"]
+    assert "failed to run warmup sample 'zero sample': RuntimeError: An Error Occurred;" in reason
+
+
 @pytest.mark.parametrize(
     "option",
     [("--cache-bytes", "1000000"), ("--response-cache-byte-size", "1000000"), ("--cache-config", "local,size=1000000")],

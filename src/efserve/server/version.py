@@ -285,7 +285,7 @@ class ServedVersion:
 
     def _log_remarks(self, facts: WorkerFacts) -> None:
         for remark in facts.remarks:
-            level = logging.WARNING if remark.is_warning else logging.INFO
+            level = logging.WARNING if remark.is_warning else logging.DEBUG
             log.log(level, "model=%s version=%s pid=%d %s", self.name, self.version, facts.pid, remark.text)
 
     def _enter(self, number: int, config: ModelConfig) -> None:

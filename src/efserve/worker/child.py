@@ -109,10 +109,10 @@ def _load(
             raise LoadFailed(f"the model has {len(specs)} {kind}, more than a batch message can describe")
     loaded_s = monotonic()
     executor = Executor(engine, inputs, outputs)
+    for sample in engine.config.warmup:
+        executor.run_sample(sample.name, sample_tensors(engine.config, sample, spec.folder.parent), sample.count)
     if spec.warmup:
         executor.warm_up()
-    for sample in engine.config.warmup:
-        executor.run_sample(sample_tensors(engine.config, sample, spec.folder.parent), sample.count)
     obtained = entry.obtained(spec.partition)
     entry.check(spec.partition, obtained)
     facts = WorkerFacts(

@@ -11,7 +11,7 @@ from time import monotonic_ns
 import numpy as np
 
 from efserve.engines.base import Engine
-from efserve.errors import DeviceLost, EfserveError, InferenceFailed
+from efserve.errors import DeviceLost, EfserveError, InferenceFailed, LoadFailed
 from efserve.tensors import ABSENT, ABSENT_DIM, NUMPY_DTYPES, Array, Shape, TensorSpec, byte_size, to_array, to_wire
 from efserve.transport import messages
 from efserve.transport.arena import Area
@@ -79,15 +79,23 @@ class Executor:
                         raise
                     return
 
-    def run_sample(self, tensors: Sequence[tuple[Shape, bytes]], count: int) -> None:
-        """Run one batch of these tensors, in the order of the inputs, `count` times; raises what the engine raises."""
+    def run_sample(self, name: str, tensors: Sequence[tuple[Shape, bytes]], count: int) -> None:
+        """Run one batch of these tensors, in the order of the inputs, `count` times.
+
+        Raises LoadFailed, in Triton's words, when the engine raises.
+        """
         area = self._inputs[0]
         pieces = messages.place([(len(data), shape) for shape, data in tensors])
         area.reserve(messages.end_of(pieces))
         for (_, data), piece in zip(tensors, pieces, strict=True):
             area.map[piece.offset : piece.end] = data
-        for _ in range(count):
-            self._run(messages.run(0, pieces))
+        try:
+            for _ in range(count):
+                self._run(messages.run(0, pieces))
+        except DeviceLost:
+            raise
+        except Exception as error:  # the border of a worker step: a model may raise anything
+            raise LoadFailed(f"failed to run warmup sample '{name}': {describe(error)};") from error
 
     def _run(self, message: bytes) -> bytes:
         start_ns = monotonic_ns()
