@@ -155,6 +155,19 @@ def test_a_trace_tells_when_the_request_was_received_and_the_answer_sent(tmp_pat
     assert lines(tmp_path / "trace")[0]["model_version"] == 3
 
 
+def test_models_without_settings_of_their_own_are_counted_together(tmp_path: Path) -> None:
+    tracer = Tracer(tmp_path / "trace")
+    tracer.update({"trace_level": ["TIMESTAMPS"], "trace_rate": "3"})
+    tracer.update({"log_frequency": "0"}, "own")
+    for name in ("a", "b", "own", "own", "a", "own", "b"):
+        tracer.batch_done(model(name), "1", requests(1), TIMING, 60)
+    assert [line["model_name"] for line in lines(tmp_path / "trace")] == ["a", "own"]
+    tracer.update({"trace_rate": "2"})  # counts anew
+    for name in ("a", "own", "b", "own"):
+        tracer.batch_done(model(name), "1", requests(1), TIMING, 60)
+    assert [line["model_name"] for line in lines(tmp_path / "trace")[2:]] == ["b", "own"]
+
+
 def test_the_trace_count_told_is_what_is_left_of_it(tmp_path: Path) -> None:
     tracer = Tracer(tmp_path / "trace")
     tracer.update({"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "trace_count": "5"})

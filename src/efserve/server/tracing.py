@@ -84,7 +84,9 @@ class Tracer:
         self._start = self._server = start or TraceSetting()
         self._models: dict[str, dict[str, Any]] = {}  # what models have of their own
         self._left: dict[str, int] = {}  # of trace_count, by model; "": the server's own
-        self._seen: dict[str, int] = {}  # requests of a model since its settings changed
+        self._seen: dict[
+            str, int
+        ] = {}  # requests since settings changed, by the model that has its own; "": of the others
         self._lines = 0
         self._last_id = 0
         self.is_on = self._server.is_on  # for any model
@@ -110,8 +112,10 @@ class Tracer:
         else:
             defaults: dict[str, Any] = {name: getattr(self._start, name) for name in taken_back}
             self._server = replace(self._server, **defaults, **values)
-        for owner in self._models if not model else (model,):
-            self._seen.pop(owner, None)
+        if model:
+            self._seen.pop(model, None)
+        else:
+            self._seen.clear()
         if "trace_count" in changes:
             self._left.pop(model, None)
         self.is_on = any(self._setting(name).is_on for name in ("", *self._models))
@@ -137,9 +141,9 @@ class Tracer:
         setting = self._setting(model)
         if not setting.is_on:
             return
-        owner = self._owner(model)
+        owner, counted = self._owner(model), model if self._models.get(model) else ""
         for request, outcome, sent_ns in batch:
-            seen = self._seen[model] = self._seen.get(model, 0) + 1
+            seen = self._seen[counted] = self._seen.get(counted, 0) + 1
             left = self._left.setdefault(owner, setting.trace_count)
             if left == 0 or seen % setting.trace_rate:
                 continue
