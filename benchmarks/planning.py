@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from efserve.planning.check import check
+from efserve.planning.packing import assemble
 from efserve.planning.plan import Capacity, Demand, Device, NoPlan, Plan, Point, Problem
-from efserve.planning.policies import POLICIES, most_factor
+from efserve.planning.policies import POLICIES, most
 from efserve.planning.recipes import alone, knee
 from efserve.simulator.events import simulate
 from efserve.simulator.job import SimulateConfig, highest_factor, planned_arrivals
@@ -143,14 +144,14 @@ def timed(make: Callable[[Problem], Plan], problem: Problem) -> tuple[Plan | Non
 
 def scenarios(capacities: Sequence[Capacity]) -> None:
     """Policy x scenario; a plan is only counted when the checker finds nothing."""
-    for title, processes, most, goals in VARIANTS:
+    for title, processes, most_partitions, goals in VARIANTS:
         allowed = limited(capacities, processes)
         print(f"\n{title}: GPUs (seconds)\n{'':12}" + "".join(f"{f'S{n + 1}':>12}" for n in range(6)))
         print(f"{'to reach':12}" + "".join(f"{goal:12}" for goal in goals))
         for name in ("best", "gpulet", "temporal", "static"):
             cells = []
             for number in range(6):
-                problem = Problem(scenario(number), allowed, gpus(80), most, budget_s=20.0)
+                problem = Problem(scenario(number), allowed, gpus(80), most_partitions, budget_s=20.0)
                 plan, took_s = timed(POLICIES[name], problem)
                 wrong = check(plan, allowed) if plan else ["no plan"]
                 cells.append(
@@ -226,7 +227,7 @@ def mixes(capacities: tuple[Capacity, ...], count: int, step: int) -> None:
         lost += plans["best"] is None and any(plans.values())
         if number % 20 == 0:
             for name in factors:
-                factors[name] += most_factor(problem, name)
+                factors[name] += most(problem, name)[0]
         if number % 100 == 0:
             print(f"  {number} of {len(everything)} mixes, {time.monotonic() - began:.0f} s", flush=True)
     print(
@@ -270,16 +271,16 @@ def held(title: str, capacities: Sequence[Capacity], wanted: _Mixes, step: int) 
 
 def highest_held(problem: Problem, policy: str, capacities: Sequence[Capacity]) -> float:
     """The highest total rate (req/s) that the policy's plan holds, whichever arrivals it is made for."""
-    most = 0.0
+    held = 0.0
     for arrivals in ("poisson", "constant"):
         case = replace(problem, arrivals=arrivals)
-        factor = most_factor(case, policy)
+        factor, shelves = most(case, policy)
         demands = tuple(replace(demand, rate_per_s=demand.rate_per_s * factor) for demand in case.demands)
-        plan, _ = timed(POLICIES[policy], replace(case, demands=demands))
-        if plan is not None:
-            total = sum(demand.rate_per_s for demand in demands)
-            most = max(most, total * highest_factor(plan, capacities, SimulateConfig((), requests=20_000)))
-    return most
+        plan = assemble(replace(case, demands=demands), policy, shelves)
+        total = sum(demand.rate_per_s for demand in demands)
+        if factor and not check(plan, capacities):
+            held = max(held, total * highest_factor(plan, capacities, SimulateConfig((), requests=20_000)))
+    return held
 
 
 def _unit(capacity: Capacity, slo_ms: float) -> float:

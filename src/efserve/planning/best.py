@@ -2,7 +2,7 @@
 
 It looks for one device less than the best plan so far, until it finds none or its time is over. A search chooses which
 models share partitions in time, lists for each model or group the cheapest sets of partitions that carry it, combines
-the lists with a beam, and packs what comes out.
+the lists with a beam, and packs what comes out. Then it takes the emptiest device away and repairs what is left.
 """
 
 import time
@@ -10,13 +10,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations, islice, product
+from math import ceil
 
 from efserve.errors import UsageError
 from efserve.planning import exhaustive, gpulet, static, temporal
 from efserve.planning.exhaustive import groupings
-from efserve.planning.packing import Shelf, assemble, best_fit
+from efserve.planning.packing import Shelf, assemble, best_fit, carried_per_s
 from efserve.planning.plan import MAX_TENANTS, Demand, NoPlan, Plan, Problem, Shortfall, count_of
-from efserve.planning.recipes import UNITS, Recipe, Turns, choices, knee, total_units
+from efserve.planning.pool import pool
+from efserve.planning.recipes import UNITS, Recipe, Turns, choices, devices_filled, knee, total_units
+from efserve.planning.repair import Repair
 from efserve.planning.slack import use_slack
 
 BEAM = 200  # partial combinations that are kept
@@ -27,6 +30,10 @@ STEPS = 30_000
 SLACK_PART = 0.2  # of the budget may go into using what is free
 SIZES = 6  # of partitions that one model may mix
 MOST_SETS = 20_000  # that are looked at for one model
+ROUNDS = 3000  # of repair
+MOST_REPAIRED = 40  # models, up to which a packing is repaired
+FIRST_STEP, LAST_STEP = 0.01, 0.0005  # by which all rates are raised at once
+ROUNDING = 0.001  # of a device
 FEW_MODELS = 6  # up to here every grouping is tried
 
 Choice = tuple[Recipe, ...]
@@ -38,8 +45,8 @@ def plan(problem: Problem) -> Plan:
     return assemble(problem, "best", shelves(problem))
 
 
-def shelves(problem: Problem) -> list[Shelf]:
-    """The devices of that plan."""
+def shelves(problem: Problem, rounds: int = ROUNDS) -> list[Shelf]:
+    """The devices of that plan; `rounds` of repair are tried for each device less."""
     end_s = time.monotonic() + problem.budget_s
     wanted = choices(problem)
     found: list[Shelf] | None = None
@@ -58,10 +65,58 @@ def shelves(problem: Problem) -> list[Shelf]:
             found = (
                 exhaustive.fewest(problem, wanted, len(found) - 1 if found else len(problem.devices), STEPS) or found
             )
+    if rounds:
+        found = _repaired(problem, wanted, found, rounds, end_s)
     if found is None:
         reason = f"no plan on {count_of(problem.devices)} was found in {problem.budget_s:g} s"
         raise NoPlan([Shortfall(demand.model, reason) for demand, _ in wanted])
     return use_slack(problem, wanted, found, time.monotonic() + SLACK_PART * problem.budget_s)
+
+
+def _repaired(
+    problem: Problem,
+    wanted: Sequence[tuple[Demand, list[Recipe]]],
+    found: list[Shelf] | None,
+    rounds: int,
+    end_s: float,
+) -> list[Shelf] | None:
+    """A packing on fewer devices, from `found` without its emptiest one; `found` where none is found."""
+    least = ceil(devices_filled(problem, wanted) - ROUNDING)
+    rates = {demand.model: problem.wanted_per_s(demand) for demand, _ in wanted}
+    repair: Repair | None = None
+    while len(wanted) <= MOST_REPAIRED and (len(found) - 1 if found else len(problem.devices)) >= max(1, least):
+        start = sorted(found, key=lambda shelf: shelf.free_units)[:-1] if found else _empty(problem, 0)
+        repair = repair or Repair(problem, wanted, pool(wanted, Turns(problem), end_s))
+        fewer = repair.run(start, rates, rounds, end_s)
+        if fewer is None:
+            break
+        found = [shelf for shelf in fewer if shelf.recipes]
+    return found
+
+
+def raised(problem: Problem, found: list[Shelf]) -> tuple[float, list[Shelf]]:
+    """From a packing of all rates on all devices one that carries a larger common factor of them, and that factor."""
+    end_s = time.monotonic() + problem.budget_s
+    wanted = choices(problem)
+    if len(wanted) > MOST_REPAIRED:
+        return 1.0, found
+    best, factor, step = found + _empty(problem, len(found)), 1.0, FIRST_STEP
+    repair = Repair(problem, wanted, pool(wanted, Turns(problem), end_s))
+    while step > LAST_STEP and time.monotonic() < end_s:
+        rates = {demand.model: problem.wanted_per_s(demand) * factor * (1 + step) for demand, _ in wanted}
+        more = repair.run(best, rates, ROUNDS, end_s)
+        if more is None:
+            step /= 2
+        else:
+            best = more
+            carried = carried_per_s(best)
+            factor = min(carried[demand.model] / problem.wanted_per_s(demand) for demand, _ in wanted)
+    best = [shelf for shelf in best if shelf.recipes]
+    return factor, use_slack(problem, wanted, best, time.monotonic() + SLACK_PART * problem.budget_s)
+
+
+def _empty(problem: Problem, used: int) -> list[Shelf]:
+    return [Shelf(problem.memory_mb) for _ in problem.devices[used:]]
 
 
 @dataclass(frozen=True, slots=True)

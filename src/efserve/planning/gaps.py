@@ -1,9 +1,8 @@
 """What finds no room as planned, in smaller partitions in the gaps of the devices; and devices that are spared so."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from efserve.planning.packing import Shelf
+from efserve.planning.packing import Shelf, carried_per_s
 from efserve.planning.plan import Demand, Problem
 from efserve.planning.recipes import Recipe, total_units
 
@@ -36,11 +35,7 @@ def completed(
 
 def _missing(rates: Mapping[str, float], shelves: Sequence[Shelf]) -> dict[str, float]:
     """What the devices do not carry of each model."""
-    carried: dict[str, float] = defaultdict(float)
-    for shelf in shelves:
-        for recipe in shelf.recipes:
-            for part in recipe.parts:
-                carried[part.model] += part.capacity_per_s
+    carried = carried_per_s(shelves)
     return {model: rate - carried[model] for model, rate in rates.items() if rate > carried[model] * ENOUGH}
 
 

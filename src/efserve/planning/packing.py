@@ -1,7 +1,7 @@
 """Puts recipes on devices, and writes down as a plan what was placed."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from efserve.planning.plan import Placement, Plan, Problem, Tenant
 from efserve.planning.recipes import UNITS, Recipe, row_ms
@@ -31,11 +31,27 @@ class Shelf:
         self.memory_mb -= recipe.memory_mb
         self.recipes.append(recipe)
 
+    def take(self, at: int) -> None:
+        """Give the room of one partition back."""
+        recipe = self.recipes.pop(at)
+        self.free_units += recipe.units
+        self.memory_mb += recipe.memory_mb
+
     def copy(self) -> "Shelf":
         """Another that is filled alike."""
         other = Shelf(self.memory_mb)
         other.free_units, other.recipes = self.free_units, list(self.recipes)
         return other
+
+
+def carried_per_s(shelves: Iterable[Shelf]) -> dict[str, float]:
+    """What the devices carry of each model."""
+    carried: dict[str, float] = defaultdict(float)
+    for shelf in shelves:
+        for recipe in shelf.recipes:
+            for part in recipe.parts:
+                carried[part.model] += part.capacity_per_s
+    return carried
 
 
 def best_fit(problem: Problem, recipes: Sequence[Recipe], count: int) -> tuple[list[Shelf], list[Recipe]]:
@@ -98,11 +114,7 @@ def exact_fit(problem: Problem, recipes: Sequence[Recipe], count: int, step: Cal
 
 def assemble(problem: Problem, policy: str, shelves: Sequence[Shelf]) -> Plan:
     """The plan of what stands on the shelves; each model's rate is split by the capacities of its partitions."""
-    total: dict[str, float] = defaultdict(float)
-    for shelf in shelves:
-        for recipe in shelf.recipes:
-            for part in recipe.parts:
-                total[part.model] += part.capacity_per_s
+    total = carried_per_s(shelves)
     rates = {demand.model: demand.rate_per_s for demand in problem.demands}
     placements = []
     for device, shelf in zip(problem.devices, shelves, strict=False):

@@ -41,8 +41,9 @@ def make_plan(problem: Problem, policy: str) -> Plan:
     except NoPlan as error:
         raise NoPlan(_with_nearest(problem, policy, error)) from None
     if problem.objective == "goodput":
-        headroom_pct = (1 + problem.headroom_pct / 100) * most_factor(problem, policy) * 100 - 100
-        return POLICIES[policy](replace(problem, headroom_pct=headroom_pct)) if headroom_pct > 0 else plan
+        factor, shelves = most(problem, policy)
+        headroom_pct = (1 + problem.headroom_pct / 100) * factor * 100 - 100
+        return assemble(replace(problem, headroom_pct=headroom_pct), policy, shelves) if factor > 1 else plan
     if problem.objective == "spread":
         shelves = _SHELVES[policy](problem)
         even = widest_fit(problem, [recipe for shelf in shelves for recipe in shelf.recipes])
@@ -50,13 +51,35 @@ def make_plan(problem: Problem, policy: str) -> Plan:
     return plan
 
 
+def most(problem: Problem, policy: str) -> tuple[float, list[Shelf]]:
+    """The largest common factor on all rates that the policy's plan carries, to about 0.1 %, and its devices.
+
+    0 and none where there is no plan. `best` searches on from where the factor is the largest that it plans at once.
+    """
+    factor, shelves = _largest(problem, policy)
+    if policy == "best" and factor:
+        more, shelves = best.raised(_at(problem, factor), shelves)
+        factor *= more
+    return factor, shelves
+
+
 def most_factor(problem: Problem, policy: str) -> float:
-    """The largest common factor on all rates for which the policy finds a plan, to about 0.1 %; 0: there is none."""
+    """The largest common factor on all rates for which the policy finds a plan at once, to about 0.1 %; 0: none."""
+    return _largest(problem, policy)[0]
+
+
+def _at(problem: Problem, factor: float) -> Problem:
+    demands = tuple(replace(demand, rate_per_s=demand.rate_per_s * factor) for demand in problem.demands)
+    return replace(problem, demands=demands)
+
+
+def _largest(problem: Problem, policy: str) -> tuple[float, list[Shelf]]:
+    packed: dict[float, list[Shelf]] = {0.0: []}
 
     def holds(factor: float) -> bool:
-        demands = tuple(replace(demand, rate_per_s=demand.rate_per_s * factor) for demand in problem.demands)
+        case = replace(_at(problem, factor), budget_s=problem.budget_s / HALVINGS)
         try:
-            POLICIES[policy](replace(problem, demands=demands, budget_s=problem.budget_s / HALVINGS))
+            packed[factor] = best.shelves(case, rounds=0) if policy == "best" else _SHELVES[policy](case)
         except NoPlan:
             return False
         return True
@@ -68,7 +91,7 @@ def most_factor(problem: Problem, policy: str) -> float:
     else:
         low, high = 1 / MOST_FACTOR, 1.0
         if not holds(low):
-            return 0.0
+            return 0.0, []
         while high > 2 * low:
             middle = sqrt(low * high)
             low, high = (middle, high) if holds(middle) else (low, middle)
@@ -78,7 +101,7 @@ def most_factor(problem: Problem, policy: str) -> float:
             low = middle
         else:
             high = middle
-    return low
+    return low, packed[low]
 
 
 def _with_nearest(problem: Problem, policy: str, error: NoPlan) -> list[Shortfall]:

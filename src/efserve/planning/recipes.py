@@ -3,9 +3,10 @@
 A recipe carries up to its parts' capacities and keeps every SLO by construction.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import product
 from math import erfc, exp, sqrt
 
 from efserve.planning.plan import Demand, NoPlan, Point, Problem, Shortfall
@@ -177,16 +178,21 @@ def choices(problem: Problem) -> list[tuple[Demand, list[Recipe]]]:
     slow = [_too_slow(problem, demand) for demand, recipes in found if not recipes]
     if slow:
         raise NoPlan(slow)
-    needed = sum(
-        problem.wanted_per_s(demand) / knee(recipes).capacity_per_s * knee(recipes).share_pct / 100
-        for demand, recipes in found
-    )
+    needed = devices_filled(problem, found)
     if needed > len(problem.devices) + 0.001:
         there = len(problem.devices)
         verb = "is" if there == 1 else "are"
         reason = f"the rates fill {needed:.2f} devices even at the best throughput per share; {there} {verb} there"
         raise NoPlan([Shortfall(demand.model, reason) for demand, _ in found])
     return found
+
+
+def devices_filled(problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]]) -> float:
+    """How many devices the rates fill at each model's best throughput per share: no plan needs fewer."""
+    return sum(
+        problem.wanted_per_s(demand) / knee(recipes).capacity_per_s * knee(recipes).share_pct / 100
+        for demand, recipes in wanted
+    )
 
 
 def knee(recipes: Sequence[Recipe]) -> Recipe:
@@ -253,12 +259,31 @@ class Turns:
             if total_ms <= cycle_ms * (1 + 1e-12):
                 break
             cycle_ms = total_ms
+        return self._of(units, [demand for demand, _ in guests], chosen, cycle_ms)
+
+    def together(self, units: int, demands: Sequence[Demand]) -> Iterator[Recipe]:
+        """A recipe for each choice of batches of the models on a share, in the shortest cycle."""
+        entries = [self._points.get((demand.model, units), ()) for demand in demands]
+        for chosen in product(*entries):
+            cycle_ms = sum(point.latency_ms for _, _, point in chosen)
+            if all(
+                cycle_ms + point.latency_ms <= demand.slo_ms
+                for demand, (_, _, point) in zip(demands, chosen, strict=True)
+            ):
+                recipe = self._of(units, demands, chosen, cycle_ms)
+                if recipe is not None:
+                    yield recipe
+
+    def _of(
+        self, units: int, demands: Sequence[Demand], chosen: Sequence[tuple[float, str, Point]], cycle_ms: float
+    ) -> Recipe | None:
+        """The recipe of these batches in this cycle, None where the memory is too small."""
         memory_mb = sum(point.memory_mb for _, _, point in chosen)
         if memory_mb > self._memory_mb:
             return None
         parts = tuple(
             Part(demand.model, engine, point, self._gathers(demand, entry, cycle_ms) / cycle_ms * 1000)
-            for (demand, _), entry in zip(guests, chosen, strict=True)
+            for demand, entry in zip(demands, chosen, strict=True)
             for _, engine, point in [entry]
         )
         return Recipe(units, chosen[0][2].share_pct, memory_mb, cycle_ms, parts)

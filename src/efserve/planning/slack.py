@@ -1,10 +1,9 @@
 """What a packing leaves free, given to the models that are nearest to their limit."""
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 
-from efserve.planning.packing import Shelf
+from efserve.planning.packing import Shelf, carried_per_s
 from efserve.planning.plan import Demand, Problem
 from efserve.planning.recipes import Recipe
 
@@ -13,11 +12,7 @@ def use_slack(
     problem: Problem, wanted: Sequence[tuple[Demand, list[Recipe]]], shelves: list[Shelf], end_s: float
 ) -> list[Shelf]:
     """Grows and adds partitions on the devices in use while the most loaded model can gain. Changes `shelves`."""
-    capacity: dict[str, float] = defaultdict(float)
-    for shelf in shelves:
-        for recipe in shelf.recipes:
-            for part in recipe.parts:
-                capacity[part.model] += part.capacity_per_s
+    capacity = carried_per_s(shelves)
     open_models = {demand.model: (demand, recipes) for demand, recipes in wanted}
     while open_models and time.monotonic() < end_s:
         model = max(open_models, key=lambda model: open_models[model][0].rate_per_s / capacity[model])
@@ -49,9 +44,7 @@ def _grow(problem: Problem, model: str, recipes: Sequence[Recipe], shelves: Sequ
         return 0.0
     _, gain, shelf, at, new = best
     if at >= 0:
-        old = shelf.recipes.pop(at)
-        shelf.free_units += old.units
-        shelf.memory_mb += old.memory_mb
+        shelf.take(at)
     shelf.put(new)
     return gain
 
