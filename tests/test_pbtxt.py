@@ -109,6 +109,21 @@ def test_an_empty_config_says_nothing() -> None:
     assert parse_config("", "m") == ModelConfig("m")
 
 
+def test_json_has_its_fields_in_triton_s_order() -> None:
+    text = """max_batch_size: 1
+        dynamic_batching { priority_levels: 18446744073709551615 default_priority_level: 4294967295
+        priority_queue_policy { key: 4294967296 value { max_queue_size: 10 allow_timeout_override: true
+            default_timeout_microseconds: 18446744073709551615 } } }"""
+    printed = json.dumps(config_json(parse_config(text, "m")), separators=(",", ":"))
+    policy = (
+        '{"timeout_action":"REJECT","default_timeout_microseconds":18446744073709551615,"allow_timeout_override":true,'
+        '"max_queue_size":10}'
+    )
+    assert f'"priority_queue_policy":{{"4294967296":{policy}}}' in printed
+    assert '"priority_levels":18446744073709551615,"default_priority_level":4294967295' in printed
+    assert printed.startswith('{"name":"m","platform":"","backend":"","runtime":"","version_policy":')
+
+
 def test_json_has_proto_names_unset_scalars_and_numbers() -> None:
     printed = config_json(PARSED)
     assert printed["dynamic_batching"]["max_queue_delay_microseconds"] == 100

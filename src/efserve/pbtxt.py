@@ -159,7 +159,7 @@ def message_json(message: Any) -> dict[str, Any]:
     printed = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return _numbers(message.DESCRIPTOR, printed)
+    return _as_triton(message.DESCRIPTOR, printed)
 
 
 def config_message(config: ModelConfig) -> Any:
@@ -341,19 +341,17 @@ def _version_policy(message: Any, name: str) -> VersionPolicy:
             return VersionPolicy()
 
 
-def _numbers(descriptor: Any, printed: dict[str, Any]) -> dict[str, Any]:
-    """Turns the strings that json_format prints for 64-bit integers back into numbers, in place."""
-    for field in descriptor.fields:
-        if field.name not in printed:
-            continue
-        value = printed[field.name]
-        if field.cpp_type in (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64):
-            printed[field.name] = [int(v) for v in value] if isinstance(value, list) else int(value)
-        elif field.message_type is not None and field.message_type.GetOptions().map_entry:
-            kind = field.message_type.fields_by_name["value"].message_type
-            for part in value.values() if kind is not None else ():
-                _numbers(kind, part)
-        elif field.message_type is not None:
-            for part in value if isinstance(value, list) else [value]:
-                _numbers(field.message_type, part)
-    return printed
+def _as_triton(descriptor: Any, printed: dict[str, Any]) -> dict[str, Any]:
+    """What json_format prints of a message, with its fields in their order, and 64-bit integers as numbers."""
+    return {field.name: _value(field, printed[field.name]) for field in descriptor.fields if field.name in printed}
+
+
+def _value(field: Any, value: Any) -> Any:
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        return {key: _value(kind.fields_by_name["value"], part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_value(field, part) for part in value]
+    if kind is not None:
+        return _as_triton(kind, value)
+    return int(value) if field.cpp_type in (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64) else value
