@@ -321,3 +321,17 @@ def test_models_that_cannot_run_beside_one_another_at_any_rate_are_told_longer_s
     assert {demand.slo_ms for demand in nearest if demand} == {42}
     assert planned(policy, replace(case, demands=tuple(demand for demand in nearest if demand))) is not None
     assert len(nearest) == 3
+
+
+@pytest.mark.parametrize("policy", ["best", "gpulet", "temporal"])
+@pytest.mark.parametrize("rate", [5.0, 400.0])
+def test_where_memory_keeps_models_apart_it_is_told_which_to_leave_out(policy: str, rate: float) -> None:
+    case = problem(*[(rate, 30.0, 2.0, 1.0)] * 5, count=2, memory_mb=800)  # two of 300 MB fit in 90 % of 800
+    with pytest.raises(NoPlan, match=r"m4: there is no room for it beside m0, m1, m2, m3 on 2 devices") as error:
+        make_plan(case, policy)
+    assert "leave it out; 3 devices hold all of them at some rate" in str(error.value)
+    nearest = {shortfall.model: shortfall.nearest for shortfall in error.value.shortfalls}
+    assert nearest.pop("m4") is None
+    demands = tuple(nearest.get(demand.model) or demand for demand in case.demands[:4])
+    assert planned(policy, replace(case, demands=demands)) is not None
+    assert planned(policy, replace(case, demands=case.demands[:4])) is None or not nearest

@@ -7,7 +7,7 @@ from math import sqrt
 
 from efserve.planning import best, exhaustive, gpulet, static, temporal
 from efserve.planning.packing import Shelf, assemble, widest_fit
-from efserve.planning.plan import Demand, NoPlan, Plan, Problem, Shortfall
+from efserve.planning.plan import Demand, NoPlan, Plan, Problem, Shortfall, count_of
 
 POLICIES: dict[str, Callable[[Problem], Plan]] = {
     "best": best.plan,
@@ -26,6 +26,7 @@ _SHELVES: dict[str, Callable[[Problem], list[Shelf]]] = {
 HALVINGS = 10  # of an interval in which a limit is searched
 MOST_FACTOR = 2.0**20
 LESS_ROOM = "there is no room for it beside the others at their rates"
+MOST_APART = 30  # models, up to which it is told which to leave out
 LONGEST = 16  # times the least SLO, up to which a longer one is looked for
 
 
@@ -109,7 +110,7 @@ def _with_nearest(problem: Problem, policy: str, error: NoPlan) -> list[Shortfal
 
     Where an SLO is too short, the shortest that the model's rate has on these devices; where devices are short then,
     all rates at the same part of theirs, and a shortfall for each model. Where the models cannot run beside one another
-    at any rate, all SLOs are longer too, 2, 4, 8 or 16 times.
+    at any rate, all SLOs are longer too, 2, 4, 8 or 16 times; where that does not help, some models are left out.
     """
     short = {shortfall.model: shortfall.nearest for shortfall in error.shortfalls}
     if any(
@@ -124,7 +125,7 @@ def _with_nearest(problem: Problem, policy: str, error: NoPlan) -> list[Shortfal
         for demand in problem.demands
     )
     factor = min(1.0, most_factor(replace(problem, demands=longer), policy))
-    times = 1.0
+    times, own = 1.0, longer
     while not factor and times < LONGEST:  # they cannot run beside one another at any rate: later, perhaps
         times *= 2
         later = tuple(replace(demand, slo_ms=demand.slo_ms * times) for demand in longer)
@@ -132,13 +133,47 @@ def _with_nearest(problem: Problem, policy: str, error: NoPlan) -> list[Shortfal
         longer = later if factor else longer
     nearest_of = {demand.model: replace(demand, rate_per_s=demand.rate_per_s * factor) for demand in longer}
     if not factor:
-        return [replace(shortfall, nearest=None) for shortfall in error.shortfalls]
+        return _apart(problem, policy, own) or [replace(shortfall, nearest=None) for shortfall in error.shortfalls]
     changed = factor < 1 or times > 1
     others = [demand.model for demand in problem.demands if changed and demand.model not in short]
     return [
         *(replace(shortfall, nearest=nearest_of[shortfall.model]) for shortfall in error.shortfalls),
         *(Shortfall(model, LESS_ROOM, nearest_of[model]) for model in others),
     ]
+
+
+def _apart(problem: Problem, policy: str, demands: tuple[Demand, ...]) -> list[Shortfall]:
+    """Which models to leave out where they cannot run beside one another, how many devices would hold all of them at
+    some rate, and the nearest demand of the others; nothing where that would take too long or none may stay.
+    """
+
+    def holds(some: tuple[Demand, ...], count: int) -> bool:
+        more = tuple(replace(problem.devices[0], name=str(at)) for at in range(count))
+        case = _at(replace(problem, demands=some, devices=more, budget_s=problem.budget_s / HALVINGS), 1 / MOST_FACTOR)
+        try:
+            _SHELVES[policy](case)
+        except NoPlan:
+            return False
+        return True
+
+    there = len(problem.devices)
+    kept: tuple[Demand, ...] = ()
+    for demand in demands if len(demands) <= MOST_APART else ():
+        if holds((*kept, demand), there):
+            kept = (*kept, demand)
+    factor = min(1.0, most_factor(replace(problem, demands=kept), policy)) if kept else 0.0
+    if not factor:
+        return []
+    out = [demand for demand in demands if demand not in kept]
+    needed = next((n for n in range(there + 1, there + len(out) + 1) if holds(demands, n)), 0)
+    enough = f"; {needed} devices hold all of them at some rate" if needed else ""
+    beside = ", ".join(demand.model for demand in kept)
+    reason = (
+        f"there is no room for it beside {beside} on {count_of(problem.devices)} at any rate, nor at up to {LONGEST} "
+        f"times the SLOs: leave it out{enough}"
+    )
+    room = [Shortfall(d.model, LESS_ROOM, replace(d, rate_per_s=d.rate_per_s * factor)) for d in kept if factor < 1]
+    return [*(Shortfall(demand.model, reason) for demand in out), *room]
 
 
 def _shortest_slo_ms(problem: Problem, demand: Demand) -> float:
