@@ -56,7 +56,7 @@ class InferRequest:
     retried: bool = False
     cancelled: bool = False
     priority: int = 0  # 1 is the highest; 0: the model's default
-    protocol: str = ""  # that it came over: HTTP or GRPC
+    protocol: str = "HTTP"  # that it came over: HTTP or GRPC
     begun_ns: int = 0  # when its first bytes arrived; 0: with its last
     withdraw: Callable[["InferRequest"], None] | None = None  # set by whoever holds it: it is cancelled, let it go
 

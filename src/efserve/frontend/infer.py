@@ -50,9 +50,9 @@ class InferHandler:
             template.timeout_us,
             arrival_ns,
             priority=template.priority,
-            protocol="HTTP",
-            begun_ns=exchange.begun_ns,
         )
+        if exchange.begun_ns:
+            request.begun_ns = exchange.begun_ns
         exchange.request = request
         model.submit(request)
 
