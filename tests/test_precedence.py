@@ -104,33 +104,6 @@ def test_a_process_that_ends_meanwhile_is_no_error() -> None:
     run(work)
 
 
-def test_a_process_that_is_about_to_end_leaves_the_processors_to_others() -> None:
-    script = """
-        import os, threading
-        from efserve.worker.precedence import leave_last
-
-        threading.Thread(target=threading.Event().wait, daemon=True).start()
-        leave_last()
-        print({os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")} == {os.SCHED_IDLE})
-        path = "/proc/self/autogroup"
-        print(not os.path.exists(path) or open(path).read().split()[-1] == "19")
-    """
-    for own_session in (True, False):  # without one, it has its autogroup in common with others
-        before = weight(os.getpid())
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(script)],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=LONG_S,
-            start_new_session=own_session,
-        )
-        is_idle, is_light = done.stdout.split()
-        assert is_idle == "True"
-        assert is_light == "True" or not own_session
-        assert weight(os.getpid()) == before
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 def test_a_user_who_could_not_undo_it_does_not_make_a_process_idle() -> None:
     script = """

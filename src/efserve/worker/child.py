@@ -23,7 +23,6 @@ from efserve.transport import messages
 from efserve.transport.arena import Area
 from efserve.transport.channel import Channel
 from efserve.worker.execution import Executor, describe
-from efserve.worker.precedence import leave_last
 from efserve.worker.slices import Turns
 from efserve.worker.spec import WorkerFacts, WorkerSpec
 from efserve.worker.warmup import sample_tensors
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         channel.send(messages.failed(describe(error)))
         return 1
     _answer(channel, executor, turns, messages.ready(outputs[0].put(messages.to_json(facts))))
-    leave_last()
+    turns.end()
     engine.close()
     if spec.engine != "python" and not spec.partition.is_gpu:
         _end_at_once()

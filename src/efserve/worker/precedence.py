@@ -1,5 +1,4 @@
-"""How much of the processors a worker gets while it loads in place of one that serves, and while it ends: what all
-others leave over.
+"""How much of the processors a worker gets while it loads in place of one that serves: what all others leave over.
 
 By two means, since each counts in other surroundings only (sched(7)): the scheduling class SCHED_IDLE within a control
 group, and the weight of the autogroup, which the kernel makes of each session where no control group shares out the
@@ -45,13 +44,6 @@ async def give_way(pid: int, settled: asyncio.Event, at_most_s: float) -> None:
             _set_class(pid, own_class)
         if has_weight:
             await _set_weight(pid, 0)
-
-
-def leave_last() -> None:
-    """Have this process, which has nothing more to do than to end, leave the processors to all others from now on."""
-    _set_class(os.getpid(), os.SCHED_IDLE)
-    if _autogroup(os.getpid()) != _autogroup(os.getppid()):
-        _takes_weight(os.getpid(), _STEPS[0][0])
 
 
 def _is_allowed_back(own_class: int) -> bool:

@@ -24,7 +24,7 @@ _ATTRIBUTES = struct.Struct("=IIQiIQQQ")  # size, policy, flags, nice, priority,
 
 
 class Turns:
-    """The slices of a worker: long ones for its load, and then while its batches are long."""
+    """The slices of a worker: long ones for its load and its end, and between them while its batches are long."""
 
     def __init__(self) -> None:
         set_slices(LONG_MS)
@@ -44,6 +44,11 @@ class Turns:
         if self._others == _CONVINCING:
             set_slices(LONG_MS if is_long else 0)
             self._are_long, self._others = is_long, 0
+
+    @staticmethod
+    def end() -> None:
+        """No batch comes any more."""
+        set_slices(LONG_MS)
 
 
 def slice_ms(thread: int = 0) -> float:
