@@ -183,10 +183,18 @@ class Failing(LazyGroup):
         raise self._failure
 
 
+def during_set_name(failure: BaseException) -> RuntimeError:
+    """As Python 3.11 tells of it."""
+    error = RuntimeError("Error calling __set_name__ on 'cached_property' instance 'eps' in 'finfo'")
+    error.__cause__ = failure
+    return error
+
+
 @pytest.mark.parametrize(
     ("failure", "code", "says"),
     [
         (KeyboardInterrupt(), 130, "Interrupted.\n"),
+        (during_set_name(KeyboardInterrupt()), 130, "Interrupted.\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "Error: cannot use /x: Permission denied\n"),
         (OSError(errno.EROFS, "Read-only file system", "/x"), 1, "Error: cannot use /x: Read-only file system\n"),
     ],

@@ -32,7 +32,7 @@ LINES = (
     "model_config partition shares reshapes",
     "inference noise triton_service",
     "tensors foreign files libcuda triton_messages programs",
-    "errors reasons",
+    "errors reasons ctrl_c",
     "__init__",
 )
 HEIGHT = {part: len(LINES) - at for at, line in enumerate(LINES) for part in line.split()}

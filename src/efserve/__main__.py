@@ -1,5 +1,15 @@
-"""`python -m efserve`: the same as the `efserve` command."""
+"""The way into `efserve` and `python -m efserve`."""
 
-from efserve.cli import main
+from efserve import ctrl_c
 
-main()
+
+def main() -> None:
+    """Runs the command line."""
+    ctrl_c.ends_at_once()
+    from efserve.cli import main as commands
+
+    commands()
+
+
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from efserve import __version__
+from efserve import __version__, ctrl_c
 from efserve.errors import INTERRUPTED, EfserveError
 
 # name -> short help, so that `efserve --help` imports no command
@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            return self._run(ctx)
         except EfserveError as error:
             click.echo(f"Error: {error}", err=True)
             ctx.exit(error.exit_code)
@@ -63,6 +63,18 @@ class LazyGroup(click.Group):
         except BrokenPipeError:  # the reader of our output has gone: nothing is left to say, nor anybody to say it to
             sys.stderr.close()
             ctx.exit(1)
+
+    def _run(self, ctx: click.Context) -> object:
+        was_to_end = ctrl_c.raises()
+        try:
+            return super().invoke(ctx)
+        except RuntimeError as error:
+            if isinstance(error.__cause__, KeyboardInterrupt):  # in a __set_name__, before Python 3.12
+                raise error.__cause__ from None
+            raise
+        finally:
+            if was_to_end:  # and does again: what is left to do must not be told by a traceback
+                ctrl_c.ends_at_once()
 
     def main(self, *args: Any, **extra: Any) -> Any:
         _open_standard_streams()
