@@ -31,6 +31,7 @@ ALONE = Place((Partition(threads=2),), cores=2)
         (replace(SERVED, max_batch_size=0, dynamic_batching=None), ALONE, "the batch dimension is fixed"),
         (replace(SERVED, dynamic_batching=None), ALONE, "no dynamic_batching"),
         (replace(SERVED, max_batch_size=1), ALONE, "no two requests share a run"),
+        (replace(SERVED, optimization="graph { level: 1 }"), ALONE, "optimization has no effect"),
         (SERVED, Place((Partition(threads=2),) * 2, 2), "2 instances with 4 threads in all are more than 2 cores"),
         (
             replace(SERVED, dynamic_batching=DynamicBatching(max_queue_delay_us=500)),

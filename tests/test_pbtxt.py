@@ -49,6 +49,18 @@ PARSED = ModelConfig(
 )
 
 
+def test_hints_for_the_backends_of_triton_are_kept_as_they_are() -> None:
+    accelerator = {"name": "tensorrt", "parameters": {"a": "b"}}
+    hints = 'gpu_execution_accelerator { name: "tensorrt" parameters { key: "a" value: "b" } }'
+    text = f'backend: "onnxruntime" optimization {{ execution_accelerators {{ {hints} }} eager_batching: true }}'
+    config = parse_config(text, "m")
+    printed = config_json(config)
+    assert printed["optimization"]["execution_accelerators"]["gpu_execution_accelerator"] == [accelerator]
+    assert printed["optimization"]["eager_batching"] is True
+    assert parse_config_json(json.dumps(printed), "m").optimization == config.optimization
+    assert "optimization" not in config_json(parse_config('backend: "onnxruntime"', "m"))
+
+
 def test_every_supported_field_is_read() -> None:
     assert parse_config(FULL, "m") == PARSED
 

@@ -121,6 +121,7 @@ class ModelConfig:
     optional_inputs: tuple[str, ...] = ()  # names of inputs that a request may leave out
     input_reshapes: dict[str, Shape] = field(default_factory=dict)  # input -> its dims for the model, if others
     output_reshapes: dict[str, Shape] = field(default_factory=dict)
+    optimization: str = ""  # Triton's hints for its backends, in protobuf text; told to clients, without effect here
     image_formats: dict[str, str] = field(default_factory=dict)  # input -> FORMAT_NCHW or FORMAT_NHWC, told to clients
 
     @property

@@ -1,6 +1,7 @@
 """Triton's ModelConfig as text and as JSON: reads `config.pbtxt`, writes what the protocol's config call answers.
 
-Every field that efserve does not honour is an error that names it; nothing is ignored silently.
+Every field that efserve does not honour is an error that names it; nothing is ignored silently. Hints on how to be fast
+are kept, to be told as they are.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -52,6 +53,7 @@ _SUPPORTED: _Fields = {
         "priority_queue_policy": {},
     },
     "default_model_filename": {},
+    "optimization": {},
     "parameters": {},
     "model_warmup": {},
     "response_cache": {},
@@ -145,6 +147,7 @@ def _from_message(message: Any, name: str) -> ModelConfig:
         optional_inputs=tuple(tensor.name for tensor in message.input if tensor.optional),
         input_reshapes=_reshapes("input", message.input, message, name),
         output_reshapes=_reshapes("output", message.output, message, name),
+        optimization=text_format.MessageToString(message.optimization, as_one_line=True).strip(),
         image_formats=_image_formats(message, name),
     )
 
@@ -197,6 +200,8 @@ def config_message(config: ModelConfig) -> Any:
         _write_warmup(message.model_warmup.add(name=sample.name, batch_size=sample.rows, count=sample.count), sample)
     if config.response_cache:
         message.response_cache.enable = True
+    if config.optimization:
+        text_format.Parse(config.optimization, message.optimization)
     return message
 
 

@@ -66,6 +66,8 @@ def fields(written: ModelConfig, served: ModelConfig, place: Place, *, has_file:
         found.append(Field("label_filename", file, said, f"names of the classes of {output}"))
     for key, text in served.parameters.items():
         found.append(Field("parameters", f"{key} = {text}", said, "for the engine and for clients, as it is"))
+    if served.optimization:
+        found.append(Field("optimization", served.optimization, said, "for Triton's backends and for clients"))
     return found
 
 
@@ -89,6 +91,11 @@ def surprises(served: ModelConfig, place: Place) -> list[str]:
         found.append(
             f"{len(place.partitions)} instances with {place.threads} threads in all are more than {place.cores} cores: "
             "they slow one another down; lower --instances or --threads"
+        )
+    if served.optimization:
+        found.append(
+            "optimization has no effect: engines choose by themselves; for TensorRT convert the model with --format "
+            "tensorrt or serve it with --trt"
         )
     found.extend(place.notes)
     if batching is not None:

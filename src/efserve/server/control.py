@@ -284,6 +284,8 @@ class RepositoryControl:
     def _versions(self, folder: ModelFolder, allotted: Allotted) -> list[ServedVersion]:
         numbers = _check_versions(folder)
         labels = read_labels(folder.path, folder.config)
+        if folder.config.optimization:
+            log.warning("model=%s optimization in its config has no effect here", folder.name)
         planned = allotted.planned
         if planned is not None:  # the latest version, which was profiled
             planned = planned.with_files(folder, model_folders(self._options.model_repository))
