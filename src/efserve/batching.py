@@ -3,9 +3,10 @@
 Triton's dynamic batcher as a pure data structure: no clock, no task, no worker. Whoever owns it says what time it is.
 """
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Iterable
-from itertools import chain, takewhile
+from heapq import heapify, heappop, heappush
+from itertools import chain
 
 from efserve.inference import InferRequest
 from efserve.model_config import DynamicBatching, QueuePolicy
@@ -13,24 +14,41 @@ from efserve.model_config import DynamicBatching, QueuePolicy
 # Requests that may wait when the model's own policy sets no limit: every queue is bounded.
 QUEUE_LIMIT = 65_536
 MAX_IDLE_LEVELS = 64
+_SPARE_DEADLINES = 64  # of requests that have left; more, and more than half of all, are swept out
+
+_Line = OrderedDict[int, InferRequest]  # by place: what leaves from the middle costs no more than what leaves in front
 
 
 class _Level:
     """Requests of one priority.
 
     Invariants: `delayed` holds requests whose timeout has passed under the policy DELAY; they run behind all others of
-    their level. While `is_ordered`, every waiting request has a deadline, and none a later one than those behind it.
+    their level. Each request has a place of its own, ascending in `waiting`. While `is_ordered`, every waiting request
+    has a deadline, and none a later one than those behind it; else each deadline is with its request's place in the
+    heap `deadlines`, where those of requests that have left may still be.
     """
 
-    __slots__ = ("delayed", "is_ordered", "last_deadline_ns", "limit", "policy", "waiting")
+    __slots__ = (
+        "deadlines",
+        "delayed",
+        "first_place",
+        "is_ordered",
+        "last_deadline_ns",
+        "last_place",
+        "limit",
+        "policy",
+        "waiting",
+    )
 
     def __init__(self, policy: QueuePolicy) -> None:
         self.policy = policy
         self.limit = policy.max_queue_size or QUEUE_LIMIT
-        self.waiting: deque[InferRequest] = deque()
-        self.delayed: deque[InferRequest] = deque()
+        self.waiting: _Line = OrderedDict()
+        self.delayed: _Line = OrderedDict()
+        self.first_place = self.last_place = 0  # that requests have had
         self.is_ordered = False
         self.last_deadline_ns = 0  # of the request that came last
+        self.deadlines: list[tuple[int, int]] = []  # ns, place
 
     def timeout_us(self, request: InferRequest) -> int:
         """How long the request may wait; 0: for ever."""
@@ -39,36 +57,66 @@ class _Level:
             return min(request.timeout_us, default_us) if default_us else request.timeout_us
         return default_us
 
-    def expect(self, deadline_ns: int) -> None:
-        """The next request to wait has this deadline."""
-        if not self.waiting:  # without a default, the next ones may have no deadline
-            self.is_ordered = self.policy.default_timeout_us > 0
-        elif deadline_ns < self.last_deadline_ns:
-            self.is_ordered = False
-        self.last_deadline_ns = deadline_ns
+    def append(self, request: InferRequest) -> None:
+        """The request waits from now on."""
+        request.place = self.last_place = self.last_place + 1
+        if request.deadline_ns is not None:
+            self._expect(request.deadline_ns, request.place)
+        self.waiting[request.place] = request
+
+    def put_in_front(self, request: InferRequest) -> None:
+        """The request, which has no deadline, runs before all others."""
+        self._end_order()
+        request.place = self.first_place = self.first_place - 1
+        self.waiting[request.place] = request
+        self.waiting.move_to_end(request.place, last=False)
 
     @property
     def next_deadline_ns(self) -> int | None:
         """The first deadline of all that wait; None where none has one."""
         if self.is_ordered:
-            return self.waiting[0].deadline_ns if self.waiting else None
-        return min((r.deadline_ns for r in self.waiting if r.deadline_ns is not None), default=None)
+            return _first(self.waiting).deadline_ns if self.waiting else None
+        while self.deadlines and self.deadlines[0][1] not in self.waiting:
+            heappop(self.deadlines)
+        return self.deadlines[0][0] if self.deadlines else None
 
     def expire(self, now_ns: int) -> list[InferRequest]:
         """Takes out what is to be rejected, delays what is to be delayed."""
-        if self.is_ordered:  # as a rule: an overloaded queue is long, and must not be searched at every arrival
-            late = list(takewhile(lambda r: r.deadline_ns is not None and r.deadline_ns <= now_ns, self.waiting))
-            for _ in late:
-                self.waiting.popleft()
+        places: list[int] = []  # an overloaded queue is long, and must not be searched at every arrival
+        if self.is_ordered:
+            for place, request in self.waiting.items():
+                if request.deadline_ns is None or request.deadline_ns > now_ns:
+                    break
+                places.append(place)
         else:
-            late = [r for r in self.waiting if r.deadline_ns is not None and r.deadline_ns <= now_ns]
-            on_time = [r for r in self.waiting if r.deadline_ns is None or r.deadline_ns > now_ns]
-            self.waiting.clear()
-            self.waiting.extend(on_time)
+            while self.deadlines and self.deadlines[0][0] <= now_ns:
+                places.append(heappop(self.deadlines)[1])
+            places = sorted(place for place in places if place in self.waiting)
+        late = [self.waiting.pop(place) for place in places]
         if self.policy.timeout_action == "DELAY":
-            self.delayed.extend(late)
+            self.delayed.update(zip(places, late, strict=True))
             return []
         return late
+
+    def _expect(self, deadline_ns: int, place: int) -> None:
+        if not self.waiting:  # without a default, the next ones may have no deadline
+            self.is_ordered = self.policy.default_timeout_us > 0
+            self.deadlines.clear()
+        elif deadline_ns < self.last_deadline_ns:
+            self._end_order()
+        self.last_deadline_ns = deadline_ns
+        if not self.is_ordered:
+            heappush(self.deadlines, (deadline_ns, place))
+            if len(self.deadlines) > 2 * len(self.waiting) + _SPARE_DEADLINES:
+                self.deadlines = [entry for entry in self.deadlines if entry[1] in self.waiting or entry[1] == place]
+                heapify(self.deadlines)
+
+    def _end_order(self) -> None:
+        if self.is_ordered:
+            self.is_ordered = False
+            waiting = self.waiting.items()
+            self.deadlines = [(each.deadline_ns, place) for place, each in waiting if each.deadline_ns is not None]
+            heapify(self.deadlines)
 
 
 class BatchQueue:
@@ -88,7 +136,7 @@ class BatchQueue:
         self._largest_preferred = max(self._preferred)
         self._delay_ns = batching.max_queue_delay_us * 1000
         self._levels: dict[int, _Level] = {}
-        self._lines: tuple[deque[InferRequest], ...] = ()
+        self._lines: tuple[_Line, ...] = ()
         self._size = 0
         self.rows = 0  # of all requests together
         self._next_deadline_ns: int | None = None
@@ -115,8 +163,7 @@ class BatchQueue:
             deadline_ns = request.deadline_ns = request.arrival_ns + timeout_us * 1000
             if self._next_deadline_ns is None or deadline_ns < self._next_deadline_ns:
                 self._next_deadline_ns = deadline_ns
-            level.expect(deadline_ns)
-        level.waiting.append(request)
+        level.append(request)
         self._size += 1
         self.rows += request.rows
         return True
@@ -128,9 +175,7 @@ class BatchQueue:
         """
         for request in reversed(list(requests)):
             request.deadline_ns = None
-            level = self._level(request)
-            level.is_ordered = False
-            level.waiting.appendleft(request)
+            self._level(request).put_in_front(request)
             self._size += 1
             self.rows += request.rows
 
@@ -138,8 +183,8 @@ class BatchQueue:
         """Takes one request out; False when it does not wait here."""
         level = self._level(request)
         for line in (level.waiting, level.delayed):
-            if request in line:
-                line.remove(request)
+            if line.get(request.place) is request:
+                del line[request.place]
                 self._size -= 1
                 self.rows -= request.rows
                 return True
@@ -159,7 +204,7 @@ class BatchQueue:
     @property
     def first(self) -> InferRequest | None:
         """The request that runs next."""
-        return next((line[0] for line in self._lines if line), None)
+        return next((_first(line) for line in self._lines if line), None)
 
     def take(self, now_ns: int, most_rows: int = 0) -> list[InferRequest]:
         """The batch that should run now, taken out; empty when nothing waits or it is worth waiting for more.
@@ -171,7 +216,7 @@ class BatchQueue:
         batch: list[InferRequest] = []
         for line in self._lines:
             while line and len(batch) < count:
-                batch.append(line.popleft())
+                batch.append(line.popitem(last=False)[1])
         self.rows -= sum([request.rows for request in batch])
         return batch
 
@@ -183,7 +228,7 @@ class BatchQueue:
         """
         if not self._delay_ns:
             return self._next_deadline_ns
-        oldest_ns = min([line[0].arrival_ns for line in self._lines if line], default=None)
+        oldest_ns = min([_first(line).arrival_ns for line in self._lines if line], default=None)
         if oldest_ns is None:
             return self._next_deadline_ns
         if oldest_ns + self._delay_ns <= now_ns:
@@ -193,12 +238,15 @@ class BatchQueue:
 
     def drain(self) -> list[InferRequest]:
         """Takes everything out."""
-        everything = list(chain.from_iterable(self._lines))
+        everything = list(self._in_order())
         for line in self._lines:
             line.clear()
         self._size = self.rows = 0
         self._next_deadline_ns = None
         return everything
+
+    def _in_order(self) -> Iterable[InferRequest]:
+        return chain.from_iterable(map(OrderedDict.values, self._lines))
 
     def _level(self, request: InferRequest) -> _Level:
         number = self._batching.level(request.priority)
@@ -223,7 +271,7 @@ class BatchQueue:
         complete = False  # the next request cannot join this batch
         first: InferRequest | None = None
         oldest_ns = 0  # arrival of the oldest in this batch: not the first where there are several levels
-        for request in chain.from_iterable(self._lines):
+        for request in self._in_order():
             if first is None:
                 first = request
                 oldest_ns = request.arrival_ns
@@ -246,3 +294,7 @@ class BatchQueue:
         if complete or late or not self._delay_ns or rows >= min(self._largest_preferred, max_rows):
             return count
         return 0
+
+
+def _first(line: _Line) -> InferRequest:
+    return next(iter(line.values()))

@@ -53,6 +53,7 @@ class InferRequest:
     timeout_us: int = 0  # the request's own; 0: the model's queue policy decides
     arrival_ns: int = 0
     deadline_ns: int | None = None
+    place: int = 0  # in the queue where it waits, which sets it
     retried: bool = False
     cancelled: bool = False
     priority: int = 0  # 1 is the highest; 0: the model's default
