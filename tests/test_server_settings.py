@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def requests(number: int, protocol: str = "") -> list[Answered]:
     return [(request, (OutputTensor((2,), tensors[0]),), (70, 80))] * number
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
+def lines(tracer: Tracer, path: Path) -> list[dict[str, Any]]:
+    tracer.close()
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -122,10 +124,10 @@ def test_every_nth_request_is_traced_until_enough_are(tmp_path: Path) -> None:
     tracer.update({"trace_level": ["TIMESTAMPS"], "trace_rate": "3", "trace_count": "2"})
     assert tracer.is_on
     tracer.batch_done(model("m"), "1", requests(2), TIMING, 60)
-    assert lines(path) == []
+    assert lines(tracer, path) == []
     tracer.batch_done(model("m"), "1", requests(20), TIMING, 60)
-    assert [line["id"] for line in lines(path)] == [1, 2]
-    stamps = {stamp["name"]: stamp["ns"] for stamp in lines(path)[0]["timestamps"]}
+    assert [line["id"] for line in lines(tracer, path)] == [1, 2]
+    stamps = {stamp["name"]: stamp["ns"] for stamp in lines(tracer, path)[0]["timestamps"]}
     assert stamps == {
         "REQUEST_START": 10,
         "QUEUE_START": 10,
@@ -137,22 +139,24 @@ def test_every_nth_request_is_traced_until_enough_are(tmp_path: Path) -> None:
     }
     tracer.update({"trace_count": "1"})
     tracer.batch_done(model("m"), "1", requests(20), TIMING, 60)
-    assert len(lines(path)) == 3
+    assert len(lines(tracer, path)) == 3
     tracer.update({"trace_level": ["OFF"]}, "m")
     tracer.update({"trace_count": None})
     tracer.batch_done(model("m"), "1", requests(20), TIMING, 60)
-    assert len(lines(path)) == 3
+    assert len(lines(tracer, path)) == 3
 
 
 def test_a_trace_tells_when_the_request_was_received_and_the_answer_sent(tmp_path: Path) -> None:
     tracer = Tracer(tmp_path / "trace")
     tracer.update({"trace_level": ["TIMESTAMPS"], "trace_rate": "1"})
     tracer.batch_done(model("m"), "3", [*requests(1, "HTTP"), *requests(1, "GRPC")], TIMING, 60)
-    http, grpc = ({stamp["name"]: stamp["ns"] for stamp in line["timestamps"]} for line in lines(tmp_path / "trace"))
+    http, grpc = (
+        {stamp["name"]: stamp["ns"] for stamp in line["timestamps"]} for line in lines(tracer, tmp_path / "trace")
+    )
     assert [http[f"HTTP_{name}"] for name in ("RECV_START", "RECV_END", "SEND_START", "SEND_END")] == [5, 10, 70, 80]
     assert [grpc[f"GRPC_{name}"] for name in ("WAITREAD_START", "WAITREAD_END")] == [5, 10]
     assert [grpc[f"GRPC_{name}"] for name in ("SEND_START", "SEND_END")] == [70, 80]
-    assert lines(tmp_path / "trace")[0]["model_version"] == 3
+    assert lines(tracer, tmp_path / "trace")[0]["model_version"] == 3
 
 
 def test_models_without_settings_of_their_own_are_counted_together(tmp_path: Path) -> None:
@@ -161,11 +165,11 @@ def test_models_without_settings_of_their_own_are_counted_together(tmp_path: Pat
     tracer.update({"log_frequency": "0"}, "own")
     for name in ("a", "b", "own", "own", "a", "own", "b"):
         tracer.batch_done(model(name), "1", requests(1), TIMING, 60)
-    assert [line["model_name"] for line in lines(tmp_path / "trace")] == ["a", "own"]
+    assert [line["model_name"] for line in lines(tracer, tmp_path / "trace")] == ["a", "own"]
     tracer.update({"trace_rate": "2"})  # counts anew
     for name in ("a", "own", "b", "own"):
         tracer.batch_done(model(name), "1", requests(1), TIMING, 60)
-    assert [line["model_name"] for line in lines(tmp_path / "trace")[2:]] == ["b", "own"]
+    assert [line["model_name"] for line in lines(tracer, tmp_path / "trace")[2:]] == ["b", "own"]
 
 
 def test_the_trace_count_told_is_what_is_left_of_it(tmp_path: Path) -> None:
@@ -187,13 +191,13 @@ def test_tensors_are_written_as_triton_does(tmp_path: Path) -> None:
     x = {"name": "x", "data": "1.5,2.0", "shape": "2", "dtype": "FP32"}
     label = {"name": "label", "data": "cat", "shape": "1", "dtype": "BYTES"}
     inputs = [{"activity": "TENSOR_QUEUE_INPUT", **tensor} for tensor in (x, label)]
-    both, failed = lines(path)
+    both, failed = lines(tracer, path)
     assert both["tensors"] == [*inputs, {"activity": "TENSOR_BACKEND_OUTPUT", **x}]
     assert failed["tensors"] == inputs
     assert "timestamps" not in both
     tracer.update({"trace_level": ["TIMESTAMPS", "TENSORS"]})
     tracer.batch_done(model("m"), "1", requests(1), TIMING, 60)
-    assert {"timestamps", "tensors"} < lines(path)[2].keys()
+    assert {"timestamps", "tensors"} < lines(tracer, path)[2].keys()
 
 
 def test_a_log_frequency_numbers_the_files(tmp_path: Path) -> None:
@@ -201,7 +205,20 @@ def test_a_log_frequency_numbers_the_files(tmp_path: Path) -> None:
     tracer.update({"trace_level": ["TIMESTAMPS"], "trace_rate": "1", "log_frequency": "2"}, "m")
     tracer.batch_done(model("m"), "1", requests(3), TIMING, 60)
     tracer.batch_done(model("other"), "1", requests(3), TIMING, 60)
-    assert [len(lines(tmp_path / f"trace.{n}")) for n in range(3)] == [2, 1, 0]
+    assert [len(lines(tracer, tmp_path / f"trace.{n}")) for n in range(3)] == [2, 1, 0]
+
+
+def test_a_slow_disk_holds_up_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    os.mkfifo(path)  # nobody can open it to write before somebody reads
+    tracer = Tracer(path)
+    tracer.update({"trace_level": ["TIMESTAMPS"], "trace_rate": "1"})
+    for _ in range(3):
+        tracer.batch_done(model("m"), "1", requests(2), TIMING, 60)
+    descriptor = os.open(path, os.O_RDWR)  # unlike a reader alone, this meets no end between two writes
+    with os.fdopen(descriptor, "rb") as disk:
+        assert [json.loads(disk.readline())["id"] for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+        tracer.close()
 
 
 def record(level: int, name: str = "efserve.test") -> logging.LogRecord:

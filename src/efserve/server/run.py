@@ -147,6 +147,7 @@ async def _serve(config: ServeConfig, on_ready: Callable[[ServerStatus], None]) 
             try:
                 await _shut_down(catalog, control, ports, metrics, stop, config.drain_s)
             finally:
+                shared.tracer.close()
                 await shared.mps.stop()
 
 

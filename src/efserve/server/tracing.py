@@ -17,6 +17,7 @@ import msgspec
 from efserve.errors import InvalidRequest, Unsupported, UsageError
 from efserve.inference import BatchTiming, InferRequest, Outcome, Wire
 from efserve.model_config import ModelConfig
+from efserve.server.trace_files import TraceFiles
 from efserve.tensors import ABSENT_DIM, Shape, TensorSpec, from_bfloat16, to_array
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Tracer:
     def __init__(self, path: Path | None = None, start: TraceSetting | None = None) -> None:
         """`start`: the server's settings until a client changes them, and again when one takes its changes back."""
         self._path = path
+        self._files = TraceFiles()
         self._start = self._server = start or TraceSetting()
         self._models: dict[str, dict[str, Any]] = {}  # what models have of their own
         self._left: dict[str, int] = {}  # of trace_count, by model; "": the server's own
@@ -90,6 +92,10 @@ class Tracer:
         self._lines = 0
         self._last_id = 0
         self.is_on = self._server.is_on  # for any model
+
+    def close(self) -> None:
+        """The last trace has been made: returns when all are in their files, or the disk has had its time."""
+        self._files.close()
 
     def get(self, model: str = "") -> dict[str, object]:
         """The settings of a model, or the server's, as the protocol prints them; `trace_count` is what is left."""
@@ -171,11 +177,7 @@ class Tracer:
         if setting.log_frequency:
             path = path.with_name(f"{path.name}.{self._lines // setting.log_frequency}")
         self._lines += 1
-        try:
-            with path.open("ab") as file:
-                file.write(line + b"\n")
-        except OSError as exc:
-            log.error("a trace cannot be written to %s: %s", path, exc.strerror)
+        self._files.write(path, line + b"\n")
 
 
 def _timestamps(
