@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -134,3 +135,19 @@ def test_a_user_who_could_not_undo_it_does_not_make_a_process_idle() -> None:
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=LONG_S
     )
     assert done.stdout.split() == ["True", "True"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="only this one can tell of itself as another")
+def test_another_class_needs_no_calls_that_not_every_processor_is_known_to_have() -> None:
+    script = """
+        import ctypes, os, platform
+        from efserve.worker.slices import set_policy
+
+        ctypes.CDLL(None).personality(8)
+        set_policy(0, os.SCHED_BATCH)
+        print(platform.machine(), os.sched_getscheduler(0) == os.SCHED_BATCH)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=LONG_S
+    )
+    assert done.stdout.split() == ["i686", "True"]

@@ -57,9 +57,17 @@ def slice_ms(thread: int = 0) -> float:
 
 
 def set_policy(thread: int, policy: int) -> None:
-    """Move a thread to another scheduling policy, with the slices that it has; OSError where the kernel refuses."""
-    size, _, flags, nice, priority, *rest = _attributes(thread)
-    _set(thread, size, policy, flags, nice, priority, *rest)
+    """Move a thread to another policy of those without priorities, with the slices that it has, where it has some.
+
+    Raises OSError where the kernel refuses.
+    """
+    try:
+        size, _, flags, nice, _, *rest = _attributes(thread)
+        _set(thread, size, policy, flags, nice, 0, *rest)
+    except ProcessLookupError:
+        raise
+    except OSError:  # some sandboxes, and processors whose numbers we do not know, lack these calls
+        os.sched_setscheduler(thread, policy, os.sched_param(0))
 
 
 def set_slices(milliseconds: float, threads: Iterable[int] | None = None) -> None:
