@@ -185,7 +185,7 @@ def test_goodput_uses_all_devices_and_spread_fills_them_evenly() -> None:
 
 def test_best_searches_on_for_goodput_and_its_plan_holds() -> None:
     case = problem((70, 30, 2.5, 1), (110, 50, 1, 3), (40, 25, 0.6, 2), (90, 55, 3, 0.5), count=2)
-    case = replace(case, objective="goodput")
+    case = replace(case, objective="goodput", budget_s=60.0)  # which no machine needs: what the clock ends varies
     factor, shelves = most(case, "best")
     assert factor > 1.01 * most_factor(case, "best")
     assert most(case, "best")[0] == pytest.approx(factor)

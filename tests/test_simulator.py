@@ -15,8 +15,9 @@ from efserve.cli import main
 from efserve.errors import ConfigError, UsageError
 from efserve.planning.check import check
 from efserve.planning.interference import Interference, Load, Pair, fit
+from efserve.planning.packing import assemble
 from efserve.planning.plan import Capacity, Demand, Device, Placement, Plan, Point, Problem, Tenant, plan_json
-from efserve.planning.policies import POLICIES, most_factor
+from efserve.planning.policies import POLICIES, most
 from efserve.planning.recipes import growths, safe_load
 from efserve.simulator.events import Arrival, Outcomes, simulate
 from efserve.simulator.job import SimulateConfig, highest_factor, planned_arrivals, traced_arrivals
@@ -244,10 +245,10 @@ def test_plans_hold_where_smaller_batches_may_take_longer(
     )
     demands = tuple(Demand(f"m{at}", 50, rounds * batches_ms[-1]) for at, batches_ms in enumerate(tables))
     case = Problem(demands, capacities, tuple(Device(f"d{at}", "x") for at in range(2)), budget_s=0.2)
-    factor = most_factor(case, policy)
+    factor, shelves = most(case, policy)
     if factor:
         highest = tuple(replace(demand, rate_per_s=factor * demand.rate_per_s) for demand in demands)
-        plan = POLICIES[policy](replace(case, demands=highest))
+        plan = assemble(replace(case, demands=highest), policy, shelves)
         assert check(plan, capacities) == []
         config = SimulateConfig((), requests=1000, arrivals="constant")
         assert simulate(plan, capacities, planned_arrivals(plan, config, 1.0)).worst_within_slo == 1
