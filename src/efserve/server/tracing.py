@@ -86,9 +86,8 @@ class Tracer:
         self._start = self._server = start or TraceSetting()
         self._models: dict[str, dict[str, Any]] = {}  # what models have of their own
         self._left: dict[str, int] = {}  # of trace_count, by model; "": the server's own
-        self._seen: dict[
-            str, int
-        ] = {}  # requests since settings changed, by the model that has its own; "": of the others
+        # Requests since settings changed, by the model that has settings of its own; "": of all others.
+        self._seen: dict[str, int] = {}
         self._lines = 0
         self._last_id = 0
         self.is_on = self._server.is_on  # for any model
