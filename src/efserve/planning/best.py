@@ -1,4 +1,4 @@
-"""Policy `best`: a search on top of the others, never worse than any of them.
+"""Policy `best`: a search on top of the quick policies, never worse than any of them.
 
 It looks for one device less than the best plan so far, until it finds none or its time is over. A search chooses which
 models share partitions in time, lists for each model or group the cheapest sets of partitions that carry it, combines
@@ -58,7 +58,7 @@ def shelves(problem: Problem, rounds: int = ROUNDS) -> list[Shelf]:
         if found is None or len(other) < len(found):
             found = other
     search = _Search(problem, wanted, end_s)
-    while (fewer := search.find(len(found) - 1 if found else len(problem.devices))) is not None:
+    while (fewer := search.find(len(problem.devices) if found is None else len(found) - 1)) is not None:
         found = fewer
     if len(wanted) <= MODELS_FOR_ALL:
         with suppress(UsageError):  # where the case is small enough, be certain
@@ -84,8 +84,10 @@ def _repaired(
     least = ceil(devices_filled(problem, wanted) - ROUNDING)
     rates = {demand.model: problem.wanted_per_s(demand) for demand, _ in wanted}
     repair: Repair | None = None
-    while len(wanted) <= MOST_REPAIRED and (len(found) - 1 if found else len(problem.devices)) >= max(1, least):
-        start = sorted(found, key=lambda shelf: shelf.free_units)[:-1] if found else _empty(problem, 0)
+    while len(wanted) <= MOST_REPAIRED:
+        start = _empty(problem, 0) if found is None else sorted(found, key=lambda shelf: shelf.free_units)[:-1]
+        if len(start) < max(1, least):
+            break
         repair = repair or Repair(problem, wanted, pool(wanted, Turns(problem), end_s))
         fewer = repair.run(start, rates, rounds, end_s)
         if fewer is None:
