@@ -255,8 +255,9 @@ def test_several_inputs_in_any_order() -> None:
 
 def test_parameters_of_sequences_mean_nothing() -> None:
     message = request()
-    message.parameters["sequence_id"].string_param = "x"
+    message.parameters["sequence_id"].int64_param = -1  # a large number to Triton
     message.parameters["sequence_start"].bool_param = True
+    message.inputs[0].parameters["priority"].string_param = "reserved for whole requests only"
     message.parameters["priority"].uint64_param = 2
     found, _ = decoded(FakeModel(identity_config()), message)
     assert found.template.priority == 2
@@ -302,6 +303,7 @@ WRONG = {
         "invalid value type for 'sequence_start' parameter, expected bool_param",
     ),
     "priority": (_with(parameter="priority", value=-1), "invalid value for 'priority', expected value >= 0."),
+    "timeout": (_with(parameter="timeout", value=-1), "invalid value for 'timeout', expected value >= 0."),
 }
 
 

@@ -22,7 +22,7 @@ from efserve.codec.v2_infer import (
 )
 from efserve.codec.v2_inputs import inference_input
 from efserve.codec.v2_json import InputHead, InputParameters, OutputHead, OutputParameters, RequestHead
-from efserve.codec.v2_parameters import read_grpc_parameters
+from efserve.codec.v2_parameters import read_grpc_parameters, read_grpc_request_parameters
 from efserve.codec.v2_response import classify, to_memory
 from efserve.errors import InvalidRequest
 from efserve.inference import Body, Buffer, Outputs, Wire
@@ -216,7 +216,7 @@ def decode(model: ModelView, scanned: Scanned) -> tuple[GrpcTemplate, tuple[Wire
 
 def _build(model: ModelView, message: Any, tensors: list[Buffer]) -> GrpcTemplate:
     """The request's head, told as HTTP's JSON would, and checked by the same code."""
-    parameters = read_grpc_parameters(message.parameters)
+    parameters = read_grpc_request_parameters(message.parameters)
     sizes = iter([len(data) for data in tensors])
     inputs = []
     for item in message.inputs:

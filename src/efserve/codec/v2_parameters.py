@@ -43,19 +43,26 @@ def parse_parameters(parameters: dict[str, Any]) -> RequestParameters:
 
 
 def read_grpc_parameters(given: Any) -> dict[str, Any]:
-    """The parameters of a protobuf request by name; InvalidRequest for a value of the wrong kind."""
+    """The parameters of a part of a protobuf request by name; InvalidRequest for one without a value."""
     found: dict[str, Any] = {}
     for key, value in given.items():
         choice = value.WhichOneof("parameter_choice")
         if choice is None:
             raise InvalidRequest(f"parameter '{key}' has no value")
-        if choice not in _CHOICES.get(key, (choice,)):
+        found[key] = getattr(value, choice)
+    return found
+
+
+def read_grpc_request_parameters(given: Any) -> dict[str, Any]:
+    """Those of the whole request, but for sequences'; InvalidRequest also for a value of the wrong kind."""
+    found = read_grpc_parameters(given)
+    for key in [key for key in _CHOICES if key in found]:
+        if given[key].WhichOneof("parameter_choice") not in _CHOICES[key]:
             expected = " or ".join(_CHOICES[key])
             raise InvalidRequest(f"invalid value type for '{key}' parameter, expected {expected}.")
-        found[key] = getattr(value, choice)
-        if key == "priority" and found[key] < 0:
-            raise InvalidRequest("invalid value for 'priority', expected value >= 0.")
-    return found
+        if key in _COUNTS and found[key] < 0:
+            raise InvalidRequest(f"invalid value for '{key}', expected value >= 0.")
+    return {key: value for key, value in found.items() if not key.startswith("sequence_")}
 
 
 def _check_json(key: str, value: object) -> None:
