@@ -282,3 +282,13 @@ def test_a_response_cache_that_is_not_here_is_told(given: str) -> None:
     assert f"the size of the response cache is '{given}', expected a number of bytes" in result.output.replace(
         "\n", " "
     )
+
+
+@pytest.mark.parametrize("columns", ["50", "80"])
+def test_check_breaks_no_name_of_a_field(columns: str) -> None:
+    repository = Path(__file__).parents[1] / "model_dir"
+    command = [sys.executable, "-m", "efserve", "check", "--model-repository", str(repository)]
+    environment = os.environ | {"COLUMNS": columns}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
+    assert "max_queue_delay_microseconds" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= int(columns)

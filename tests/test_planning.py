@@ -161,7 +161,9 @@ def test_too_high_rates_are_told_with_rates_that_are_possible(policy: str) -> No
 
 def test_a_model_without_a_profile_is_told() -> None:
     case = problem((10, 30, 2, 1))
-    with pytest.raises(NoPlan, match="x: there is no profile of it"):
+    with pytest.raises(
+        NoPlan, match=r"^x: there is no profile of it .* `efserve profile --grid --model x` makes one there$"
+    ):
         make_plan(replace(case, demands=(Demand("x", 1, 1),)), "best")
 
 

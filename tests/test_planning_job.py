@@ -1,6 +1,9 @@
 """From options to plans: profiles on disk, workload files, interference, and the command itself."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -97,6 +100,15 @@ def test_the_command_prints_tables_bars_and_what_breaks_first(profiles: Path) ->
     assert "breaks first" in done.stdout
     assert f"{DEVICE}-0" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", [50, 80])
+def test_bars_fit_the_terminal(profiles: Path, columns: int) -> None:
+    command = [sys.executable, "-m", "efserve", "plan", "--rate", "a=900", "--slo", "a=40", "--profiles", str(profiles)]
+    environment = os.environ | {"COLUMNS": str(columns)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, env=environment)
+    (bar,) = [line for line in done.stdout.splitlines() if line.endswith("%") and "|" in line]
+    assert len(bar) == columns
 
 
 def test_the_command_prints_json_alone_on_stdout(profiles: Path) -> None:

@@ -152,6 +152,25 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
         profiles.read_profile(path)
 
 
+@pytest.mark.parametrize(
+    ("column", "text", "wanted"),
+    [("cores", "", "a whole number"), ("sm_count", "1.5", "a whole number"), ("p99_ms", "fast", "a number")],
+)
+def test_a_broken_value_is_named_with_its_column(column: str, text: str, wanted: str) -> None:
+    values = profiles.row_line(ROW).decode().rstrip("\n").split(",")
+    values[profiles.COLUMNS.index(column)] = text
+    data = f"{','.join(profiles.COLUMNS)}\n{','.join(values)}\n".encode()
+    with pytest.raises(ConfigError, match=f"^m.csv, line 2: {column} is {text!r}, not {wanted}$"):
+        profiles.parse_rows(data, "m.csv")
+
+
+def test_lines_that_end_as_in_windows_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx.csv"
+    path.write_bytes(write(path, [ROW]).replace(b"\n", b"\r\n"))
+    with pytest.raises(ConfigError, match=r"m\.onnx\.csv has lines that end as in Windows; `sed -i 's/\\r\$//' "):
+        profiles.read_profile(path)
+
+
 def test_other_columns_are_refused() -> None:
     with pytest.raises(ConfigError, match="its first line is 'a,b'"):
         profiles.parse_rows(b"a,b\n1,2\n", "other.csv")

@@ -173,6 +173,8 @@ def parse_rows(data: bytes, what: str) -> ParsedRows:
     if not data.startswith(_HEADER):
         if data.startswith(_BEFORE):
             raise ConfigError(_of_another_schema(what, 1))
+        if data.startswith(_HEADER[:-1] + b"\r\n"):
+            raise ConfigError(f"{what} has lines that end as in Windows; `sed -i 's/\\r$//' {what}` mends it")
         first = data.split(b"\n", 1)[0][:200].decode("utf-8", "replace")
         raise ConfigError(f"{what} is no profile of this version: its first line is {first!r}, not {','.join(COLUMNS)}")
     lines = data[len(_HEADER) : whole_bytes].decode("utf-8", "replace").split("\n")[:-1]
@@ -181,10 +183,15 @@ def parse_rows(data: bytes, what: str) -> ParsedRows:
 
 
 def _parse_row(line: Sequence[str], what: str) -> ProfileRow:
-    try:
-        values = [_value(kind, text) for kind, text in zip(_KINDS, line, strict=True)]
-    except ValueError as exc:
-        raise ConfigError(f"{what}: {','.join(line)!r} is not a row of the {len(COLUMNS)} columns") from exc
+    if len(line) != len(COLUMNS):
+        raise ConfigError(f"{what}: {','.join(line)!r} is not a row of the {len(COLUMNS)} columns")
+    values: list[float | str | None] = []
+    for column, kind, text in zip(COLUMNS, _KINDS, line, strict=True):
+        try:
+            values.append(_value(kind, text))
+        except ValueError as exc:
+            wanted = "a whole number" if kind in (int, int | None) else "a number"
+            raise ConfigError(f"{what}: {column} is {text!r}, not {wanted}") from exc
     return ProfileRow(*values)  # type: ignore[arg-type]  # each value was made by its own field's type
 
 

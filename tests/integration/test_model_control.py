@@ -1,5 +1,6 @@
 """Loading, unloading and following a repository while the server runs, with Triton's own client."""
 
+import asyncio
 import json
 import os
 import select
@@ -16,6 +17,8 @@ import pytest
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
+from efserve.errors import RemoteError
+from efserve.inspection.remote import ModelsJob, ServerModels
 from live_server import RunningServer, serve
 
 CONFIG = """
@@ -244,6 +247,8 @@ def test_without_explicit_control_nothing_is_loaded(tmp_path: Path) -> None:
             503,
             {"error": "explicit model load / unload is not allowed if polling is enabled"},
         )
+        with pytest.raises(RemoteError, match=r"; start it with --model-control-mode explicit for that$"):
+            asyncio.run(ServerModels(ModelsJob(url=server.url)).load("m"))
 
 
 def test_reloads_under_load_fail_nothing(tmp_path: Path) -> None:

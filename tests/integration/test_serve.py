@@ -322,7 +322,7 @@ def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
         ]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 2
-    assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another port with --" in ended.stderr
     assert not (tmp_path / "ready.json").exists()
     assert "--http-port" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -59,7 +59,7 @@ def _show(result: "Checked", console: "Console") -> None:
     )
     table = PlainTable()
     for column in ("field", "value", "from", "meaning"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("field", "from"))
     for field in result.fields:
         table.add_row(*map(escape, (field.name, field.value, field.source, field.meaning)))
     console.print(table)

@@ -164,7 +164,7 @@ def _print(result: "PlanResult", config: PlanConfig) -> None:
     console.print()
     console.print(placements_table(result.plan))
     console.print()
-    for bar in device_bars(result.plan):
+    for bar in device_bars(result.plan, console.width):
         console.print(bar, soft_wrap=True)
     console.print(f"\n{breaks_first(result.plan)}", markup=False)
     if (fitted := result.interference) is not None:

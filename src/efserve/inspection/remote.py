@@ -15,6 +15,7 @@ from efserve.errors import RemoteError, UsageError
 from efserve.frontend.service import Placement
 
 Value = TypeVar("Value")
+_NOT_ON_REQUEST = "explicit model load / unload is not allowed"  # Triton's words, and ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,5 +115,7 @@ def _repository_path(name: str, action: str) -> str:
 
 def _checked(answer: HttpAnswer) -> HttpAnswer:
     if answer.status != 200:
-        raise RemoteError(f"the server answered {answer.status}: {answer.error_text()}", answer.status)
+        told = answer.error_text()
+        next_step = "; start it with --model-control-mode explicit for that" if _NOT_ON_REQUEST in told else ""
+        raise RemoteError(f"the server answered {answer.status}: {told}{next_step}", answer.status)
     return answer

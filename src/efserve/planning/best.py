@@ -68,7 +68,7 @@ def shelves(problem: Problem, rounds: int = ROUNDS) -> list[Shelf]:
     if rounds:
         found = _repaired(problem, wanted, found, rounds, end_s)
     if found is None:
-        reason = f"no plan on {count_of(problem.devices)} was found in {problem.budget_s:g} s"
+        reason = f"no plan on {count_of(problem.devices)} was found within {problem.budget_s:g} s"
         raise NoPlan([Shortfall(demand.model, reason) for demand, _ in wanted])
     return use_slack(problem, wanted, found, time.monotonic() + SLACK_PART * problem.budget_s)
 

@@ -204,8 +204,10 @@ def _too_slow(problem: Problem, demand: Demand) -> Shortfall:
     points = [point for _, point in points_of(problem, demand.model) if point.throughput_per_s > 0]
     if not points:
         known = any(capacity.model == demand.model for capacity in problem.capacities)
-        why = f"no batch fits in {problem.memory_mb:.0f} MB" if known else "there is no profile of it on this device"
-        return Shortfall(demand.model, why)
+        if known:
+            return Shortfall(demand.model, f"no batch fits in {problem.memory_mb:.0f} MB")
+        how = f"`efserve profile --grid --model {demand.model}` makes one there"
+        return Shortfall(demand.model, f"there is no profile of it on this kind of device; {how}")
     least = min(points, key=lambda point: (point.latency_ms, point.share_pct))
     nearest_ms = 2 * least.latency_ms
     reason = (

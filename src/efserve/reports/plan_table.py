@@ -10,6 +10,8 @@ from efserve.planning.plan import Placement, Plan
 from efserve.reports.tables import PlainTable
 
 BAR_CELLS = 60
+BAR_EDGES = 20  # cells for the device and the sum, beside the bar
+LEAST_BAR_CELLS = 20
 COLOURS = ("blue", "green", "magenta", "yellow", "cyan", "red", "bright_blue", "bright_green", "bright_magenta")
 
 
@@ -91,8 +93,12 @@ def placements_table(plan: Plan) -> Table:
     return table
 
 
-def device_bars(plan: Plan) -> Iterator[Text]:
-    """A bar per used device: each partition in the colour of its first model, what is free in dots."""
+def device_bars(plan: Plan, width: int) -> Iterator[Text]:
+    """A bar per used device: each partition in the colour of its first model, what is free in dots.
+
+    `width` is that of the terminal in cells; in what is left of it by device and sum, bars are 20 to 60 long.
+    """
+    bar_cells = max(LEAST_BAR_CELLS, min(BAR_CELLS, width - BAR_EDGES))
     colours = _colours(plan)
     for device in plan.used_devices:
         line = Text(f"{_short(device, 14):14} ")
@@ -101,13 +107,13 @@ def device_bars(plan: Plan) -> Iterator[Text]:
             if placement.device != device:
                 continue
             edge_pct += placement.share_pct
-            cells = round(edge_pct / 100 * BAR_CELLS) - drawn
+            cells = round(edge_pct / 100 * bar_cells) - drawn
             drawn += cells
             names = "+".join(tenant.model for tenant in placement.tenants)
             style = f"white on {colours[placement.tenants[0].model]}"
             line.append(f"{names[: max(0, cells - 1)]:{max(0, cells - 1)}}" if cells > 1 else "", style)
             line.append("|" if cells else "", style)
-        line.append("." * (BAR_CELLS - drawn))
+        line.append("." * (bar_cells - drawn))
         line.append(f" {edge_pct:3.0f}%")
         yield line
 

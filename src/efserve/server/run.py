@@ -184,8 +184,9 @@ async def _listen(start: Callable[[str, int], Awaitable[int]], host: str, port: 
             f"cannot listen on {host}: {exc.strerror}; name an address of this machine with --host"
         ) from exc
     except OSError as exc:
+        why = os.strerror(exc.errno) if exc.errno else exc  # uvloop's own words name the address once more
         raise UsageError(
-            f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another port with {option} (0: any free)"
+            f"cannot listen on {host}:{port}: {why}; choose another port with {option} (0: any free)"
         ) from exc
 
 

@@ -159,7 +159,7 @@ def _unusable(name: str, library: Library | None, mend: str, *, required: bool =
 _INSTALL = {
     "onnxruntime": "pip install onnxruntime",
     "torch": "pip install 'efserve[torch]' to convert models and to serve TorchScript",
-    "openvino": "pip install openvino to serve ONNX models by it",
+    "openvino": "pip install 'efserve[openvino]' to serve ONNX models by it",
     "tensorrt": "pip install tensorrt to serve plans",
     "pycuda": "pip install pycuda, which TensorRT plans need",
 }
