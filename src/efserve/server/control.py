@@ -29,7 +29,7 @@ from efserve.server.version import ServedVersion, VersionState
 log = logging.getLogger(__name__)
 
 _NO_OVERRIDES = LoadOverrides()
-_ALONE_S = 1.0  # for which a load waits that nothing of what was replaced before is left
+_ALONE_S = 2.0  # for which a load waits that nothing of what was replaced before is left
 
 
 @dataclass(frozen=True, slots=True)
