@@ -169,7 +169,7 @@ budget = click.option(
     default=5.0,
     show_default=True,
     metavar="S",
-    help="How long the policy `best` may search, beyond what the others take.",
+    help="How long a search of the policy `best` may take, beyond what the others take; goodput has three.",
 )
 neighbours = together(
     click.option(
