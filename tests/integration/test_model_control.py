@@ -368,6 +368,7 @@ def test_a_model_in_two_repositories_is_served_from_neither(tmp_path: Path) -> N
         assert not client.is_model_ready("m")
         assert client.is_server_ready()
         reason = "model appears in two or more repositories"
+        assert server.says("model=m unloaded")
         assert server.index()["m"] == {"name": "m", "state": "UNAVAILABLE", "reason": reason}
         shutil.rmtree(first / "m")
         assert server.says("model=m loaded")

@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 
 from efserve.worker.slices import LONG_MS, set_slices
 
@@ -34,7 +34,7 @@ def spawn(
 
 @cache
 def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="spawn", initializer=partial(set_slices, LONG_MS, threads=(0,)))
+    return ThreadPoolExecutor(1, thread_name_prefix="spawn")
 
 
 @cache
@@ -45,6 +45,7 @@ def _libc() -> ctypes.CDLL:
 def _spawn(
     arguments: tuple[str, ...], environment: dict[str, str], standard: tuple[int, int, int], fds: tuple[int, ...]
 ) -> int:
+    set_slices(LONG_MS, threads=(0,))  # of this thread, and so of the new process
     libc = _libc()
     actions, attributes, defaults = (ctypes.create_string_buffer(_OPAQUE_BYTES) for _ in range(3))
     pid = ctypes.c_int()
